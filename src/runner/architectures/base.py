@@ -25,6 +25,14 @@ class Architecture(nn.Module):
         """Predictions by task name, for the asked-for tasks and with no work for the others."""
         raise NotImplementedError
 
+    def penalty(self) -> Tensor | None:
+        """A regulariser of the parameters, a scalar that does not depend on data; None where there is none.
+
+        The loop adds its gradient once per step to that of the weighted losses: it belongs to no task, so no
+        weighting sees it.
+        """
+        return None
+
     def all_backbones(self) -> list[Backbone]:
         """Every backbone, for layer-wise learning rates and summaries."""
         raise NotImplementedError

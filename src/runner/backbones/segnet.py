@@ -111,12 +111,16 @@ class SegNet(ImageBackbone):
 
         The inner maps are those that MTAN attends with.
         """
-        count = len(self.encoder)
+        blocks = self.stage_blocks(index)
         x = self.resample(index, x, run)
-        if index >= count:
-            return x, through((self.decoder or [])[2 * count - 1 - index], x)[1]
-        first = self.encoder[index][0](x)
-        return first, through(self.encoder[index][1:], first)[1]
+        if index >= len(self.encoder):
+            return x, through(blocks, x)[1]
+        first = blocks[0](x)
+        return first, through(blocks[1:], first)[1]
+
+    def stage_blocks(self, index: int) -> list[nn.Module]:
+        count = len(self.encoder)
+        return list(self.encoder[index] if index < count else (self.decoder or [])[2 * count - 1 - index])
 
     def stages(self, x_BCHW: Tensor) -> list[Tensor]:
         run, states = StageRun(), []
