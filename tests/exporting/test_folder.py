@@ -36,7 +36,7 @@ max_length: 16
 test: 0.2
 sources:
   reviews:
-    train: reviews/train.csv
+    path: reviews
     text: text
     labels: {sentiment: sentiment, stars: stars}
 tasks:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from runner.exporting.load import Exported
+    from runner.exporting.reading import Exported
 
 
 def load(folder: str | Path, plugins: tuple[str, ...] = ()) -> Exported:
@@ -29,6 +29,6 @@ def load(folder: str | Path, plugins: tuple[str, ...] = ()) -> Exported:
     Raises:
         UserError: it is no such folder, or its files do not fit one another.
     """
-    from runner.exporting.load import load_folder
+    from runner.exporting.reading import load_folder
 
     return load_folder(Path(folder), plugins)

@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from runner.config.schema import TrainerConfig
 from runner.errors import RunFailed
 from runner.exporting.card import write_card
-from runner.exporting.load import WHERE
+from runner.exporting.reading import WHERE
 from runner.exporting.processors import write_processor
 from runner.exporting.trunks import Trunk, write_trunks
 from runner.files import write_json
