@@ -99,6 +99,8 @@ def _complete(config: dict[str, Any], choices: Mapping[str, str]) -> None:
     for key in ("data_root", "output_dir", "run_dir"):
         if config.get(key):
             config[key] = _absolute(config[key])
+    if isinstance(config["baseline"], str) and config["baseline"] not in ("auto", "none"):
+        config["baseline"] = _absolute(config["baseline"])
 
 
 def _absolute(path: str) -> str:

@@ -10,6 +10,7 @@ from runner.config.keys import signature
 from runner.config.source import constant
 from runner.config.static import Report
 from runner.errors import Problem, UserError, suggest
+from runner.reporting.baselines import read_baseline
 
 Config = Mapping[str, Any]
 
@@ -148,6 +149,18 @@ def heads(config: Config, report: Report) -> None:
             _head_kind(f"architecture.{kind}_head", head, kind, report)
 
 
+def given_baseline(config: Config, report: Report) -> None:
+    """A baseline that is given must be there and have numbers for the tasks."""
+    given = config.get("baseline")
+    if given in (None, "auto", "none"):
+        return
+    try:
+        read_baseline(given, _chosen(config), config["trainer"]["final_split"] or "validation")
+    except UserError as error:
+        for problem in error.problems:
+            report.add("baseline", problem.what, problem.hint)
+
+
 def _head_kind(path: str, head: Config, kind: str | None, report: Report) -> None:
     makes = constant(head["_target_"], "kind")
     if kind and makes and kind != makes:
@@ -177,6 +190,7 @@ CHECKS: tuple[tuple[tuple[str, ...], Callable[[Config, Report], None]], ...] = (
     (("trainer.ema",), ema_decay),
     (("name",), run_name),
     (("mixture.tasks", "architecture"), heads),
+    (("mixture.tasks", "tasks", "baseline", "trainer.final_split"), given_baseline),
 )
 """Each check with the keys it reads."""
 

@@ -97,6 +97,7 @@ class TrainKeys:
     output_dir: str = "outputs"
     run_dir: str | None = None
     plugins: list[str] = field(default_factory=list)
+    baseline: str | dict[str, dict[str, float]] | None = None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import yaml
 from runner.config.signature import signature, weights_diff
 from runner.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_USER, UserError
 from runner.files import write_atomic
+from runner.launching import needs
 from runner.launching.rundir import RunDirectory, Status
 
 _PATIENCE_S = 10.0
@@ -41,7 +42,7 @@ def train(config: Mapping[str, Any], argv: list[str]) -> int:
         # What does not affect weights (processes, tracking, paths) may change between attempts.
         write_atomic(pinned / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
         return resume(pinned)
-    return _work(RunDirectory.claim(config, "train", argv))
+    return _train(RunDirectory.claim(config, "train", argv))
 
 
 def resume(path: Path) -> int:
@@ -61,7 +62,47 @@ def resume(path: Path) -> int:
         print(f"{path} is COMPLETED: nothing is left to do")
         _show_result(run.result())
         return EXIT_DONE
+    return _train(run)
+
+
+def _train(run: RunDirectory) -> int:
+    """Provide what the run needs, then do its work."""
+    wanted = needs.needs(run.config())
+    if wanted:
+        code = _provide(run, wanted)
+        if code != EXIT_DONE:
+            return code
     return _work(run)
+
+
+def _provide(run: RunDirectory, wanted: Sequence[needs.Need]) -> int:
+    """Find or train the needed runs and name them in run.json; returns 0 if the run can start."""
+    argv = run.info()["argv"]
+
+    def train_need(need: needs.Need, path: Path | None) -> int:
+        return resume(path) if path is not None else _train(RunDirectory.claim(need.config, "train", need.argv(argv)))
+
+    here = sum(needs.find(need) is not None for need in wanted)
+    words = f"{len(wanted)} runs are needed ({', '.join(map(str, wanted))}): "
+    print(words + ("all are there" if here == len(wanted) else f"{len(wanted) - here} to train"), flush=True)
+    found, code = needs.ensure(wanted, train_need, lambda text: print(f"\n{text}", flush=True))
+    run.update(needs=[need.entry(found.get(need.signature)) for need in wanted])
+    lost = [need for need in wanted if need.signature not in found]
+    if not lost:
+        if here < len(wanted):
+            print(f"\n{run.info()['name']}, for which they were needed:", flush=True)
+        return EXIT_DONE
+    if code == EXIT_STOPPED:
+        run.update(status="STOPPED")
+        print(f"stopped before {run.path} started\n  see: runner resume {run.path}", file=sys.stderr)
+        return EXIT_STOPPED
+    words = ", ".join(map(str, lost))
+    if all(need.role == "baseline" for need in lost):
+        print(f"warning: there is no {words}: the result will have no Δm", file=sys.stderr)
+        return EXIT_DONE
+    run.update(status="FAILED", message=f"there is no {words}")
+    print(f"error: {run.path} cannot start: there is no {words}\n  see: runner resume {run.path}", file=sys.stderr)
+    return EXIT_FAILED
 
 
 def evaluate(config: Mapping[str, Any], argv: list[str]) -> int:
