@@ -70,8 +70,17 @@ class Baseline:
 
 
 def base_key(config: Mapping[str, Any]) -> str:
-    """Settings that share this share their baseline."""
-    return digest(without(deciding(config), BASELINE_FREE))
+    """Settings that share this share their baseline; a run of fewer tasks holds the configuration of fewer tasks."""
+    kept = without(deciding(config), BASELINE_FREE)
+    if isinstance(kept.get("mixture"), Mapping):
+        kept["mixture"] = without(kept["mixture"], ("tasks",))
+    return digest(kept)
+
+
+def _same_tasks(config: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether the tasks that both configurations have are configured alike."""
+    mine, theirs = ((c.get("mixture") or {}).get("tasks") or {} for c in (config, other))
+    return all(mine[task] == theirs[task] for task in mine if task in theirs)
 
 
 def needed_runs(runs: Sequence[Run]) -> list[Run]:
@@ -168,10 +177,10 @@ class Pool:
 
     def _make(self, setting: Setting, others: Sequence[Setting], tasks: Sequence[str], own: str) -> Baseline | None:
         key = base_key(setting.config)
-        single = self._single.get(key, [])
+        single = [run for run in self._single.get(key, []) if _same_tasks(setting.config, run.config)]
         recorded = [r for s in others if base_key(s.config) == key for r in s.runs.values() if _asked(r) == own]
         recorded = [run for run in recorded if as_values(run.result.get("baseline"))]
-        if not single and not recorded and len(self._single) == 1:
+        if not single and not recorded and len(self._single) == 1:  # better said than left out
             single = next(iter(self._single.values()))
             self.loose.add(setting.label)
         baseline = Baseline("single-task runs")

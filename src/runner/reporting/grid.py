@@ -78,7 +78,7 @@ def make_columns(table: Table, metrics: Sequence[Metric], definitions: Sequence[
         if name in table.definitions:
             columns.append(Column(f"Δm/{name}", "delta", "Δm %", name, HIGHER[RULES[name].better], 2))
     if any(math.isfinite(row.rank) for row in table.rows):
-        columns.append(Column("rank", "rank", "mean", "rank", "down"))
+        columns.append(Column("rank", "rank", "", "mean rank", "down"))
     for name, head in COSTS.items():
         if any(name in row.samples for row in table.rows):
             columns.append(Column(name, "cost", "", head))

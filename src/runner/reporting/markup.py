@@ -33,6 +33,8 @@ def markdown(report: Report, metrics: Chosen, definitions: Sequence[str]) -> str
         lines += ["", *(f"- {_md(note)}" for note in notes(table, columns, ("**bold**:", "≈", "?")))]
         lines += [f"- {run.state}: `{run.path.name}` {_md(progress(run))}" for run in table.unfinished]
         parts.append("\n".join(lines))
+    if report.waiting:
+        parts.append(f"{len(report.waiting)} jobs have not begun.")
     broken = [f"- `{run.path}`: {_md(run.cause)}" for run in report.broken]
     if broken:
         parts.append("\n".join(["Cannot be read:", "", *broken]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -104,11 +104,15 @@ class Table:
 
 @dataclass
 class Report:
-    """Everything that a report says; `broken` are directories that no configuration could be read from."""
+    """Everything that a report says.
+
+    `broken` are directories that cannot be read, `waiting` jobs of a sweep that have none yet.
+    """
 
     tables: list[Table]
     found: Found
     broken: list[Run]
+    waiting: list[Run]
     delta_m: str
 
 
@@ -126,7 +130,9 @@ def build(found: Found, *, split: str | None = None, baseline: str | None = None
     everything = [*found.runs, *needed_runs(found.runs)]
     trained = {run.signature: run for run in everything if run.verb != "eval" and run.config}
     fixed = given_baseline(baseline, split) if baseline not in (None, "none") else None
-    broken = [run for run in found.runs if not run.config]
+    bare = [run for run in found.runs if not run.config]
+    broken = [run for run in bare if run.state != "waiting"]
+    waiting = [run for run in bare if run.state == "waiting"]
     groups: dict[tuple[str, str], dict[tuple[str, ...], list[Run]]] = {}
     for run in everything:
         if run.config:
@@ -145,7 +151,7 @@ def build(found: Found, *, split: str | None = None, baseline: str | None = None
         if singles and by_tasks:
             own = [run for run in singles if run.given and run.state != "completed"]
             tables[-1].unfinished += own
-    return Report(tables, found, broken, chosen)
+    return Report(tables, found, broken, waiting, chosen)
 
 
 def configuration(run: Run, trained: Mapping[str, Run]) -> Mapping[str, Any]:
@@ -221,7 +227,7 @@ class _Maker:
                 mean = zero[1].mean(self.tasks)
                 seeds = {seed: run.values(self.chosen_split) for seed, run in row.setting.runs.items()}  # type: ignore[union-attr]
                 row.samples = {**row.samples, **self._changes(seeds, mean, undefined)}
-        bases = [self._baseline_row(baseline) for baseline in zeros.values()]
+        bases = self._baseline_rows(zeros.values())
         self._judge(rows)
         rows.sort(key=lambda row: self._order(row, chosen))
         published = self._published()
@@ -275,6 +281,15 @@ class _Maker:
                 undefined.update(change.undefined)
                 found.setdefault(f"Δm/{name}", {})[seed] = change.value
         return dict(found)
+
+    def _baseline_rows(self, baselines: Iterable[Baseline]) -> list[Row]:
+        """A row for each baseline; those with the same numbers share one, without the cells in which they differ."""
+        rows: dict[str, Row] = {}
+        for baseline in baselines:
+            row = self._baseline_row(baseline)
+            other = rows.setdefault(digest(baseline.samples), row)
+            other.cells = {key: value if row.cells.get(key) == value else "" for key, value in other.cells.items()}
+        return list(rows.values())
 
     def _baseline_row(self, baseline: Baseline) -> Row:
         seeds = baseline.seeds()

@@ -74,6 +74,8 @@ def _significance(rows: Sequence[Row], keys: Sequence[str], marks: tuple[str, st
         f"{best} best, {close} not distinguishable from it ({words}, Holm-corrected over the rows of a column,"
         f" {100 * LEVEL:.0f} % level)"
     ]
+    if max(row.n for row in rows) < 5:
+        found[0] += f"; from {max(row.n for row in rows)} seeds only large differences can be told"
     few = [row.label for row in rows if row.n < FEWEST]
     if few:
         found.append(f"{unclear} fewer than {FEWEST} seeds, too few to tell: {', '.join(few[:8])}{_more(few, 8)}")
@@ -87,10 +89,10 @@ def _delta(table: Table, columns: Sequence[Column]) -> list[str]:
             return []
         return ["no Δm: no single-task baseline was found; train with baseline=auto, or give --baseline DIR|FILE"]
     found = [f"Δm against {table.baseline}, mean over their seeds"]
-    for row in table.rows:
-        spread = row.spreads.get(f"Δm/{shown[0]}") if shown and row.kind == "baseline" else None
-        if spread is not None and math.isfinite(spread.std):
-            found[0] += f"; their own spread is ± {spread.std:.2f} % (n = {row.n})"
+    bases = [row.spreads[f"Δm/{shown[0]}"] for row in table.rows if row.kind == "baseline"] if shown else []
+    own = [f"{base.std:.2f} % (n = {base.n})" for base in bases if math.isfinite(base.std)]
+    if own:
+        found[0] += f"; their own spread by {shown[0]} is ± {', '.join(own[:4])}{_more(own, 4)}"
     for name in shown:
         rule = RULES[name]
         found.append(f"Δm {name}: {rule.words}, {rule.better} is better ({rule.source})")

@@ -8,6 +8,7 @@ from itertools import groupby
 from runner.reporting.grid import Cell, Column, make_cells, make_columns
 from runner.reporting.model import Metric, Report, Row, Table
 from runner.reporting.notes import constant_line, counts, notes, progress
+from runner.reporting.read import Run
 
 MARKS = {"best": "*", "close": "≈", "unclear": "?"}
 SIGNS = {"up": " ↑", "down": " ↓"}
@@ -40,8 +41,10 @@ def render(
     for table in report.tables:
         lines += ["", paint(table.title, "1"), *_table(table, metrics(table), definitions, width, paint)]
         lines += _unfinished(table, paint)
+    if report.waiting:
+        lines += ["", paint(f"waiting ({len(report.waiting)})", "1"), *_listed(report.waiting, lambda run: " ".join(run.argv))]
     if report.broken:
-        lines += ["", paint("cannot be read", "1"), *(f"  {run.path}: {run.cause}" for run in report.broken)]
+        lines += ["", paint("cannot be read", "1"), *_listed(report.broken, lambda run: f"{run.path}: {run.cause}")]
     text = "\n".join(lines) + "\n"
     return text.translate(_PLAIN) if ascii_only else text
 
@@ -134,7 +137,10 @@ def _unfinished(table: Table, paint: Paint) -> list[str]:
     for state, group in groupby(runs, key=lambda run: run.state):
         listed = list(group)
         lines += ["", paint(f"{state} ({len(listed)})", "1;31" if state in ("failed", "killed", "damaged") else "1")]
-        lines += [f"  {run.path.name}  {progress(run)}".rstrip() for run in listed[:LISTED]]
-        if len(listed) > LISTED:
-            lines.append(f"  … and {len(listed) - LISTED} more")
+        lines += _listed(listed, lambda run: f"{run.path.name}  {progress(run)}".rstrip())
     return lines
+
+
+def _listed(runs: Sequence[Run], words: Callable[[Run], str]) -> list[str]:
+    lines = [f"  {words(run)}" for run in runs[:LISTED]]
+    return [*lines, f"  … and {len(runs) - LISTED} more"] if len(runs) > LISTED else lines
