@@ -20,6 +20,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "resume": ("resume", "go on with a run that was stopped or killed"),
     "status": ("status", "what runs there are and how far they are"),
     "diff": ("diff", "compare two runs or two options: configuration and metrics"),
+    "report": ("report", "compare runs: a table with seeds collapsed, and a page with curves"),
     "ls": ("ls", "list groups and options"),
     "show": ("show", "print an option with its comments"),
     "cp": ("cp", "copy an option to make it your own"),
