@@ -18,6 +18,7 @@ _BOTTLENECK = {"layer_type": "bottleneck", "embedding_size": 64, "hidden_sizes":
 _BASIC = {"layer_type": "basic", "embedding_size": 64, "hidden_sizes": [64, 128, 256, 512]}
 PRESETS = {
     "tiny": {"layer_type": "basic", "embedding_size": 16, "hidden_sizes": [16, 32, 64, 128], "depths": [1, 1, 1, 1]},
+    "small": {"layer_type": "basic", "embedding_size": 32, "hidden_sizes": [32, 64, 128, 256], "depths": [1, 1, 1, 1]},
     18: {**_BASIC, "depths": [2, 2, 2, 2]},
     34: {**_BASIC, "depths": [3, 4, 6, 3]},
     50: {**_BOTTLENECK, "depths": [3, 4, 6, 3]},
@@ -39,7 +40,7 @@ class ResNet(ImageBackbone):
         self,
         inputs: InputSpec,
         *,
-        size: Literal["tiny", 18, 34, 50, 101, 152] | None = 50,
+        size: Literal["tiny", "small", 18, 34, 50, 101, 152] | None = 50,
         pretrained: str | None = None,
         frozen: bool | NonNegativeInt = False,
         gradient_checkpointing: bool = False,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from runner.config.kinds import Fraction, NonNegativeInt, PositiveFloat, PositiveInt
+from runner.config.kinds import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 COMPONENTS = (
     "mixture",
@@ -57,6 +57,47 @@ class TrainerConfig:
 
 
 @dataclass(frozen=True)
+class FinetuneConfig:
+    """`finetune`: how weights move away from where they start; `configs/finetune/full.yaml` explains each."""
+
+    mode: Literal["full", "linearized"] = "full"
+    heads: Literal["train", "probe", "probe_train"] = "train"
+    decay: NonNegativeFloat = 1e-3
+
+
+@dataclass(frozen=True)
+class MergingConfig:
+    """`merging`: what `runner train merge=…` does around the strategy; `configs/merging/default.yaml` explains each."""
+
+    scales: list[float] | None = field(
+        default_factory=lambda: [0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.25, 1.5]
+    )
+    examples: PositiveInt | None = 400
+    adapt: Literal["train", "validation", "test"] = "train"
+    adapt_examples: PositiveInt | None = 1000
+    diagnostics: list[Literal["vectors", "layers", "barrier", "disentanglement"]] = field(
+        default_factory=lambda: ["vectors", "layers"]
+    )
+
+
+@dataclass(frozen=True)
+class InitConfig:
+    """`init` as a mapping: the weights that another experiment ends with.
+
+    Attributes:
+        experiment: its name.
+        seed: of that run; None takes this run's, so that every seed has a base of its own.
+        overrides: changes of the experiment, as on the command line.
+        config: its frozen configuration; filled in when the run is frozen.
+    """
+
+    experiment: str
+    seed: NonNegativeInt | None = None
+    overrides: list[str] = field(default_factory=list)
+    config: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
 class WandbConfig:
     """`tracking.wandb`."""
 
@@ -97,6 +138,8 @@ class TrainKeys:
     output_dir: str = "outputs"
     run_dir: str | None = None
     plugins: list[str] = field(default_factory=list)
+    init: str | dict[str, Any] | None = None
+    baseline: str | dict[str, dict[str, float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +157,13 @@ class EvalKeys:
     run_dir: str | None = None
 
 
-SECTIONS: dict[str, type] = {"trainer": TrainerConfig, "tracking": TrackingConfig, "launch": LaunchConfig}
+SECTIONS: dict[str, type] = {
+    "trainer": TrainerConfig,
+    "finetune": FinetuneConfig,
+    "merging": MergingConfig,
+    "tracking": TrackingConfig,
+    "launch": LaunchConfig,
+}
 """Sections without a `_target_`."""
 
 
