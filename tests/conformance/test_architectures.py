@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 from runner.backbones.base import Backbone
-from runner.config.build import build
+from runner.config.build import build, locate
 from runner.errors import UserError
 from runner.types import Group, everything
 from runner.weighting.reach import find_reach
@@ -24,6 +26,8 @@ WORLDS = {
     "pooled and token on bert": ("bert", TEXT, "text"),
     "token only on llama": ("llama", {"tags": TEXT["tags"]}, "text"),
     "pooled on mlp": ("mlp", TABLE, "table"),
+    "one task on resnet": ("resnet", {"depth": DENSE["depth"]}, "image"),
+    "dense and pooled on segnet": ("segnet", MIXED, "image"),
 }
 
 
@@ -32,9 +36,33 @@ def config(request):
     return option("architecture", request.param)
 
 
+def fits(config, name) -> bool:
+    """Whether the architecture can work on this backbone."""
+    needs = locate(config["_target_"]).needs
+    return needs == "features" or hasattr(locate(option("backbone", name)["_target_"]), "stage") and not (
+        needs == "maps" and name in ("vit", "mlp")  # their states are tokens and vectors
+    )
+
+
 @pytest.fixture(params=WORLDS.values(), ids=WORLDS)
-def world(request):
+def world(request, config):
+    if not fits(config, request.param[0]):
+        pytest.skip("this backbone has no such stages; its refusal is a test of its own")
     return request.param
+
+
+def pooled_place(config) -> str:
+    """A backbone for pooled tasks, the cheapest that fits."""
+    return "mlp" if fits(config, "mlp") else "resnet"
+
+
+@pytest.mark.parametrize("name", dict.fromkeys(name for name, *_ in WORLDS.values()))
+def test_a_backbone_without_the_stages_it_needs_is_refused(config, name):
+    if fits(config, name):
+        pytest.skip("it fits")
+    tasks = next(tasks for n, tasks, _ in WORLDS.values() if n == name)
+    with pytest.raises(UserError, match="between|stage by stage"):
+        make(config, name, tasks)
 
 
 def make(config, name, tasks, seed=0, **changes):
@@ -126,7 +154,7 @@ def test_a_task_may_bring_its_own_head(config):
         "b": task("b", "pooled", head={"dropout": 0.5}),
         "c": task("c", "pooled"),
     }
-    heads = make(config, "mlp", tasks).heads
+    heads = make(config, pooled_place(config), tasks).heads
     assert [type(heads[name]).__name__ for name in "abc"] == ["MLP", "Linear", "Linear"]
     assert heads["a"].layers[0].out_features == 6
     assert [heads[name].dropout.p for name in "bc"] == [0.5, 0.0]
@@ -135,15 +163,74 @@ def test_a_task_may_bring_its_own_head(config):
 def test_a_head_of_another_kind_is_refused(config):
     own = {"_target_": "runner.architectures.heads.token.TokenLinear"}
     with pytest.raises(UserError, match="is a head for token tasks, task 'a' is pooled"):
-        make(config, "mlp", {"a": task("a", "pooled", head=own)})
+        make(config, pooled_place(config), {"a": task("a", "pooled", head=own)})
 
 
 def test_an_unknown_key_of_a_head_names_its_place(config):
     with pytest.raises(UserError, match=r"mixture\.tasks\.a\.head\.dropuot"):
-        make(config, "mlp", {"a": task("a", "pooled", head={"dropuot": 0.5})})
+        make(config, pooled_place(config), {"a": task("a", "pooled", head={"dropuot": 0.5})})
 
 
 def test_frozen_backbones_stay_in_evaluation_mode(config):
     model = make(config, "resnet", DENSE, frozen=True).train()
     assert all(not m.training for b in model.all_backbones() for m in b.trunk.modules())
     assert all(head.training for head in model.heads.values())
+
+
+def test_odd_image_sizes(config):
+    """Predictions are as large as the image, and the padding of whole cells does not show."""
+    model = make(config, "resnet", DENSE).eval()
+    with torch.no_grad():
+        made = model(group("image", size=(70, 51)), list(DENSE))
+    assert {tuple(p.shape[2:]) for p in made.values()} == {(70, 51)}
+
+
+def test_mixed_precision_and_gradient_checkpointing(config):
+    """bf16 trains with finite gradients for every parameter, the same with and without checkpointing."""
+    grads = []
+    for on in (False, True):
+        model = make(config, "resnet", DENSE, gradient_checkpointing=on).train()
+        torch.manual_seed(3)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            made = model(group("image"), list(DENSE))
+        sum(p.float().square().mean() for prediction in made.values() for p in everything(prediction)).backward()
+        grads.append({name: p.grad for name, p in model.named_parameters()})
+        assert [name for name, grad in grads[-1].items() if grad is None or not grad.isfinite().all()] == []
+    for name, grad in grads[0].items():
+        scale = float(grad.abs().max()) + 1e-6
+        torch.testing.assert_close(grads[1][name], grad, atol=0.02 * scale, rtol=0.02, msg=name)
+
+
+def test_training_goes_on_from_a_state_dict(config):
+    """Steps with all tasks, and with some missing; a copy from the state continues with the same numbers."""
+
+    def steps(model, optimizer, asked):
+        for names in asked:
+            torch.manual_seed(11)
+            made = model(group("image"), names)
+            loss = sum(p.square().mean() for prediction in made.values() for p in everything(prediction))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return float(loss)
+
+    first, second = (make(config, "resnet", DENSE, seed=s).train() for s in (0, 1))
+    optimizers = [torch.optim.SGD(m.parameters(), lr=1e-3, momentum=0.9) for m in (first, second)]
+    steps(first, optimizers[0], [list(DENSE), ["depth"]])
+    state = {k: v.clone() for k, v in first.state_dict().items()}
+    assert len({t.data_ptr() for t in first.state_dict().values()}) == len(state), "safetensors refuses shared memory"
+    second.load_state_dict(state, strict=True)
+    optimizers[1].load_state_dict(copy.deepcopy(optimizers[0].state_dict()))
+    went = [steps(m, o, [["normals", "segmentation"]]) for m, o in zip((first, second), optimizers, strict=True)]
+    assert went[0] == went[1]
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+
+
+def test_a_task_without_labels_leaves_its_own_part_alone(config):
+    """A step without a task gives its head no gradient at all."""
+    model = make(config, "resnet", DENSE).train()
+    made = model(group("image"), ["depth"])
+    sum(p.square().mean() for p in everything(made["depth"])).backward()
+    assert all(p.grad is None for name in ("segmentation", "normals") for p in model.heads[name].parameters())
+    assert all(p.grad is not None for p in model.heads["depth"].parameters())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,7 @@ class LTB(Architecture):
         warmup: forward passes.
     """
 
+    needs: ClassVar[Literal["features", "stages", "maps"]] = "stages"
     steps: Tensor
 
     def __init__(

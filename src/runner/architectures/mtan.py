@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,8 @@ class MTAN(Architecture):
         reduction: channels of a stage over those inside g; None as published for the backbone (1 or 4).
         norm: of g and f.
     """
+
+    needs: ClassVar[Literal["features", "stages", "maps"]] = "maps"
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -26,6 +26,8 @@ class ParallelNetworks(Architecture):
         defaults: kind → head config.
     """
 
+    needs: ClassVar[Literal["features", "stages", "maps"]] = "stages"
+
     def __init__(
         self, make_backbone: Callable[[], Backbone], tasks: Mapping[str, Any], defaults: Mapping[Any, Mapping[str, Any]]
     ) -> None:
@@ -37,7 +39,7 @@ class ParallelNetworks(Architecture):
             backbone = make_backbone()
             if not self.backbones:
                 check_kinds(backbone, tasks)
-                require_stages(backbone, type(self).__name__)
+                require_stages(backbone, type(self).__name__, self.needs == "maps")
             backbone.restrict([task.kind])
             self.backbones[name] = backbone
             self.heads[name] = make_head(backbone.spec, task, defaults)
