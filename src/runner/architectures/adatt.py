@@ -14,7 +14,7 @@ from runner.config.kinds import Fraction, NonNegativeInt, PositiveInt
 
 
 class AdaTT(OnFeatures):
-    """Levels of units, one per task and one shared, that read the experts of all units and keep their own by a residual.
+    """Levels of units, one per task and one shared, that read all units' experts and keep their own by a residual.
 
         f_u = Σ_e softmax(W_u x_u)_e · E_e(x)  over all experts   (AllExpertGF)
             + Σ_e v_ue · E_ue(x_u)             over its own       (NativeExpertLF)
@@ -102,7 +102,7 @@ class Fusion(nn.Module):
         fused = {}
         for task in tasks:
             mixed = weigh(self.gates[task](streams[task]), everything)
-            fused[task] = self._keep(mixed, made[task], self.native[task] if task in self.native else None)
+            fused[task] = self._keep(mixed, made[task], self.native.get(task))
         if self.shared_gate is not None:
             shared = self._keep(weigh(self.shared_gate(shared), everything), common, self.shared_native)
         return shared, fused

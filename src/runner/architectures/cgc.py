@@ -7,13 +7,13 @@ from typing import Any, Literal
 
 from runner.architectures.ple import PLE
 from runner.backbones.base import Backbone
-from runner.config.kinds import Fraction, PositiveInt
+from runner.config.kinds import Fraction, NonNegativeInt, PositiveInt
 
 
 class CGC(PLE):
     """Shared experts and experts of each task, mixed by a gate per task that sees the shared and its own ones.
 
-    One level of PLE. Without experts of their own the tasks would have MMoE's gates.
+    One level of PLE. Without experts of their own (task_experts=0) this is MMoE.
 
     Args:
         make_backbone: builds one backbone.
@@ -34,7 +34,7 @@ class CGC(PLE):
         pooled_head: dict,
         token_head: dict,
         shared_experts: PositiveInt = 2,
-        task_experts: PositiveInt = 2,
+        task_experts: NonNegativeInt = 2,
         hidden: list[PositiveInt],
         norm: Literal["batch", "group", "none"] = "group",
         dropout: Fraction = 0.0,

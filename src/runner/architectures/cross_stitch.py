@@ -1,4 +1,4 @@
-"""Cross-stitch networks (Misra, Shrivastava, Gupta, Hebert 2016, arXiv 1604.03539, equations 1 and 2, figures 3 and 4)."""
+"""Cross-stitch networks (Misra, Shrivastava, Gupta, Hebert 2016, arXiv 1604.03539, equations 1 and 2, figure 3)."""
 
 from __future__ import annotations
 

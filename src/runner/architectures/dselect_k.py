@@ -1,4 +1,4 @@
-"""DSelect-k gates (Hazimeh et al. 2021, arXiv 2106.03760, section 3: equations 3 to 5; section 4: the per-example gate)."""
+"""DSelect-k gates (Hazimeh et al. 2021, arXiv 2106.03760, section 3)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from runner.errors import Problem, UserError
 class DSelectK(OnFeatures):
     """MMoE whose gates pick at most k experts and are differentiable all the same.
 
-    q = Σ_i softmax(α)_i · r(z_i), where selector r reads the m = log2(E) binary codes of expert numbers from smooth-step
-    activations: r(z)_e = Π_j S(z_j) or 1 - S(z_j), as bit j of e is. Once every code is 0 or 1 exactly k experts (or
-    fewer, if selectors agree) have a weight.
+    q = Σ_i softmax(α)_i · r(z_i), where selector r reads the m = log2(E) binary codes of expert numbers from
+    smooth-step activations: r(z)_e = Π_j S(z_j) or 1 - S(z_j), as bit j of e is. Once every code is 0 or 1 exactly k
+    experts (or fewer, if selectors agree) have a weight.
 
     Args:
         make_backbone: builds one backbone.
@@ -138,6 +138,6 @@ class DSelectGate(nn.Module):
 
 
 def smooth_step(t: Tensor, gamma: float) -> Tensor:
-    """Equation 4: 0 up to -γ/2, 1 from γ/2, a cubic with a smooth slope between."""
+    """The smooth step: 0 up to -γ/2, 1 from γ/2, a cubic with a smooth slope between."""
     inside = -2 / gamma**3 * t**3 + 3 / (2 * gamma) * t + 0.5
     return torch.where(t <= -gamma / 2, 0.0, torch.where(t >= gamma / 2, 1.0, inside))

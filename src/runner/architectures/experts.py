@@ -1,9 +1,9 @@
 """What MMoE, CGC, PLE, DSelect-k, AdaTT and HoME are made of: experts and gates on a backbone's features.
 
-Their papers work on vectors. Here an expert reads whatever a kind of task reads, its "stream": one vector per example, one
-per token, or the maps of a pyramid, for which a perceptron becomes a convolution at every level. A gate reads one vector
-per example (the mean of the coarsest map) or per token. Tasks of different kinds have no features in common, so each
-kind has its own experts on the one backbone.
+Their papers work on vectors. Here an expert reads whatever a kind of task reads, its "stream": one vector per example,
+one per token, or the maps of a pyramid, for which a perceptron becomes a convolution at every level. A gate reads one
+vector per example (the mean of the coarsest map) or per token. Tasks of different kinds have no features in common, so
+each kind has its own experts on the one backbone.
 """
 
 from __future__ import annotations
@@ -145,9 +145,7 @@ class OnFeatures(Architecture):
             before = Shape(kind, spec.channels if kind == "dense" else (spec.dim,))
             self.mixers[kind] = make_mixer(before, [n for n, k in self.kinds.items() if k == kind])
             widths = make_shape(before).widths
-            specs[kind] = (
-                FeatureSpec(widths, spec.strides, spec.dim) if kind == "dense" else FeatureSpec(dim=widths[0])
-            )
+            specs[kind] = FeatureSpec(widths, spec.strides, spec.dim) if kind == "dense" else FeatureSpec(dim=widths[0])
         for name, task in tasks.items():
             self.heads[name] = make_head(specs[task.kind], task, defaults)
 

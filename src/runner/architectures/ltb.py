@@ -19,11 +19,11 @@ from runner.types import Features, Group
 
 
 class LTB(Architecture):
-    """A tree of backbone stages, learned with its weights: every node picks the node of the stage before that feeds it.
+    """A tree of backbone stages, learned with its weights: every node picks the node of the stage before it.
 
-    There are `nodes` copies of every stage. The parent of a node, and the last node of a task, is a categorical variable
-    with learned logits. In training it is drawn by the straight-through Gumbel-softmax (one draw per forward pass, a
-    single parent forward, the softmax backward); in evaluation it is the likeliest one, and nodes that feed no
+    There are `nodes` copies of every stage. The parent of a node, and the last node of a task, is a categorical
+    variable with learned logits. In training it is drawn by the straight-through Gumbel-softmax (one draw per forward
+    pass, a single parent forward, the softmax backward); in evaluation it is the likeliest one, and nodes that feed no
     asked-for task do not run. A task's pyramid is that of its own path from the root.
 
     The first `warmup` passes use all parents equally. After that the temperature of the softmax at pass n is

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -87,7 +88,7 @@ class MTAN(Architecture):
                 )
             )
         self.transfer = nn.ModuleList()
-        for index, (before, after) in enumerate(zip(channels, channels[1:], strict=False)):
+        for index, (before, after) in enumerate(pairwise(channels)):
             turn = index + 1 == self.encoder_stages  # from encoder to decoder: one before pooling, one after unpooling
             steps = [make_transfer(before, before, norm)] if turn else []
             self.transfer.append(nn.ModuleList([*steps, make_transfer(before, after, norm)]))

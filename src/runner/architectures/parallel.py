@@ -88,7 +88,7 @@ class ParallelNetworks(Architecture):
 
 
 def own_and_others(own: float, count: int) -> list[list[float]]:
-    """Rows of a convex mixture: `own` on the diagonal, the rest spread over the others; 1 where there is nobody else."""
+    """Rows of a convex mixture: `own` on the diagonal, the rest spread over the others; 1 where there are none."""
     if count == 1:
         return [[1.0]]
     rest = (1.0 - own) / (count - 1)

@@ -9,7 +9,7 @@ from torch import nn
 
 from runner.architectures.experts import Expert, Gate, Mixer, OnFeatures, Shape, Stream, after, weigh
 from runner.backbones.base import Backbone
-from runner.config.kinds import Fraction, PositiveInt
+from runner.config.kinds import Fraction, NonNegativeInt, PositiveInt
 
 
 class PLE(OnFeatures):
@@ -40,7 +40,7 @@ class PLE(OnFeatures):
         token_head: dict,
         levels: PositiveInt = 2,
         shared_experts: PositiveInt = 2,
-        task_experts: PositiveInt = 2,
+        task_experts: NonNegativeInt = 2,
         hidden: list[PositiveInt],
         norm: Literal["batch", "group", "none"] = "group",
         dropout: Fraction = 0.0,
@@ -96,7 +96,7 @@ class Extraction(nn.Module):
 
 
 class Levels(Mixer):
-    """Extraction levels one after the other; below the last one every task's experts run, the shared gate needs them."""
+    """Extraction levels one after the other; below the last one all experts run, since the shared gate reads them."""
 
     def __init__(self, levels: Sequence[Extraction]) -> None:
         super().__init__()

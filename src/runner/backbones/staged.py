@@ -8,8 +8,8 @@
         states.append(x)
     features = backbone.collect(states, run)
 
-With nothing done in between this is `backbone(inputs)`. A state is (B, C), (B, C, T) or (B, C, H, W): channels are always
-the second dimension.
+With nothing done in between this is `backbone(inputs)`. A state is (B, C), (B, C, T) or (B, C, H, W): channels are
+always the second dimension.
 """
 
 from __future__ import annotations
@@ -101,7 +101,9 @@ def require_stages(backbone: Backbone, method: str, maps: bool = False) -> None:
         )
 
 
-def through(blocks: Iterable[Any], x: Tensor, call: Callable[[Any, Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
+def through(
+    blocks: Iterable[Any], x: Tensor, call: Callable[[Any, Tensor], Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     """Blocks one after the other: (what enters the last block, its output); the output twice where there is one.
 
     Args:
