@@ -13,7 +13,7 @@ from torch import nn
 
 from runner.config.build import build
 from runner.config.paths import config_root
-from runner.weighting.base import GradientWeighting, LossWeighting, MatrixWeighting
+from runner.weighting.base import CrossWeighting, GradientWeighting, LossWeighting, MatrixWeighting
 from runner.weighting.engine import Engine, identity
 from runner.weighting.reach import find_reach
 
@@ -32,6 +32,8 @@ def make(request):
 
 
 class Net(nn.Module):
+    representation = "trunk"
+
     def __init__(self, tasks) -> None:
         super().__init__()
         self.trunk = nn.Sequential(nn.Linear(4, 6), nn.Tanh())
@@ -53,7 +55,7 @@ def step(net, weighting, x, targets, present, micro_batches=1, scale=1.0, number
     reach = find_reach({k: [v] for k, v in net(x[:1]).items()}, list(net.parameters()))
     engine = Engine(
         weighting, list(net.parameters()), reach, micro_batches=micro_batches, reduce=identity,
-        device=torch.device("cpu"), loss_scale=lambda: scale,
+        device=torch.device("cpu"), loss_scale=lambda: scale, model=net,
     )  # fmt: skip
     engine.begin(torch.tensor([float(len(x)) if k in present else 0.0 for k in names]), number, per_epoch)
     for rows in torch.arange(len(x)).chunk(micro_batches):
@@ -73,8 +75,8 @@ def assert_same(first, second):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_is_one_of_the_three_kinds(make):
-    assert isinstance(make(), LossWeighting | GradientWeighting | MatrixWeighting)
+def test_is_one_of_the_four_kinds(make):
+    assert isinstance(make(), LossWeighting | GradientWeighting | MatrixWeighting | CrossWeighting)
 
 
 @pytest.mark.parametrize(("micro_batches", "scale"), [(3, 1.0), (4, 1.0), (1, 4096.0)])

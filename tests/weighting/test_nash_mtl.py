@@ -64,9 +64,9 @@ def test_clips_the_shared_gradient_alone():
     torch.testing.assert_close(free, heads)
 
 
-@pytest.mark.parametrize(("scale", "total"), [("sum", 3.0), ("mean", 1.0)])
+@pytest.mark.parametrize(("scale", "total"), [("tasks", 3.0), ("one", 1.0)])
 def test_scale(scale, total):
-    weights = NashMTL(tasks(3), scale=scale, max_norm=0.0).solve(
+    weights, _ = NashMTL(tasks(3), scale=scale, max_norm=0.0).coefficients(
         gram(RANDOM["K3-P50-1"]), torch.ones(3), torch.arange(3)
     )
     assert weights.sum() == pytest.approx(total)

@@ -25,7 +25,7 @@ from runner.launching.rundir import RunDirectory
 from runner.launching.signals import StopFlag
 from runner.mixtures.stream import Stream, steps_per_epoch
 from runner.tracking import Tracker
-from runner.training.assemble import Parts, assemble, has_batchnorm, probe_reach, trainable
+from runner.training.assemble import Parts, assemble, counted_as_shared, has_batchnorm, trainable
 from runner.training.averages import Averages
 from runner.training.checkpoints import Checkpoints, load_weights, rng_state, set_rng_state
 from runner.training.evaluate import evaluate
@@ -62,7 +62,8 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
     parts = assemble(config)
     model, tasks = parts.model.to(device), parts.tasks
     train_sets, validation_sets = parts.mixture.datasets("train"), parts.mixture.datasets("validation")
-    reach = probe_reach(parts)
+    weighting = build(config["weighting"], tasks, where="weighting").to(device)
+    reach = counted_as_shared(parts, weighting)
     if settings.sync_batchnorm and processes.count > 1:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     processes.broadcast(model)
@@ -72,7 +73,6 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
         if settings.ema
         else None
     )
-    weighting = build(config["weighting"], tasks, where="weighting").to(device)
     sampler = build(config["sampler"], {name: len(d) for name, d in train_sets.items()}, where="sampler")
 
     per_epoch = steps_per_epoch({name: len(d) for name, d in train_sets.items()}, sampler, settings.batch_size)
@@ -93,6 +93,8 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
         reduce=processes.reduce,
         device=device,
         loss_scale=scaler.get_scale if scaler is not None else lambda: 1.0,
+        model=model,
+        log=settings.log_losses,
     )
 
     # ---- from the last checkpoint, if there is one --------------------------------------------------------------
