@@ -3,8 +3,8 @@
 Four kinds. A `LossWeighting` is a differentiable function of the losses; the model's gradient is Σ_k w_k ∇L_k with
 w = ∂combine/∂L. A `GradientWeighting` looks at the Gram matrix of the per-task gradients and returns coefficients
 c_k; the gradient of the shared parameters is Σ_k c_k ∇L_k. A `MatrixWeighting` sees the gradients themselves, a
-`CrossWeighting` those of independent parts of the batch. All see global losses: summed over micro-batches and processes, so that nothing they do depends on how a batch was split (see
-`runner.weighting.engine`).
+`CrossWeighting` those of independent parts of the batch. All see global losses: summed over micro-batches and
+processes, so that nothing they do depends on how a batch was split (see `runner.weighting.engine`).
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ class Weighting(nn.Module):
     log_losses: ClassVar[bool] = True
     """Whether `trainer.log_losses` composes with it; not so where a method needs positive losses, or the losses of the
     whole step before its last part. It is refused with those before a run starts."""
+    parts: ClassVar[tuple[int, ...]] = (1,)
+    """Shares of the parts that a step is cut into (see `CrossWeighting`); their sum divides the micro-batches."""
     mode: Mode = "parameters"
     shared_patterns: Sequence[str] | None = None
 
@@ -76,7 +78,7 @@ class Weighting(nn.Module):
     """Where the examples come from that `look_ahead` gets besides those of the step; None does not call it."""
 
     def look_ahead(self, world: LookAhead) -> None:
-        """Called before the first forward pass of a step, if `look_ahead_on`: bilevel methods set their weights here."""
+        """Called before the forward passes of a step, if `look_ahead_on`; bilevel methods set their weights here."""
 
     def extra_gradient(self) -> Tensor | None:
         """A vector (P,) over all trainable parameters, added to the weighted gradient of this step; None for none."""
@@ -280,8 +282,8 @@ class CrossWeighting(Weighting):
 
     needs: ClassVar[str] = "gradients of three parts of the batch"
     log_losses: ClassVar[bool] = False
-    parts: ClassVar[tuple[int, int, int]] = (1, 1, 2)
-    """Shares of the two parts whose gradients are compared, and of the third; four micro-batches divide most batches."""
+    parts: ClassVar[tuple[int, ...]] = (1, 1, 2)
+    """Shares of the two parts that are compared, and of the third; four micro-batches divide most batches."""
 
     def __init__(
         self,

@@ -40,8 +40,9 @@ def require_positive(
         return
     found = zip((names[int(k)] for k in present), values, strict=True)
     tasks = ", ".join(f"'{name}' ({value:.3g})" for name, value in found if value < 0 or (value == 0 and not zero))
+    needed = "of 0 or more" if zero else "above 0"
     raise RunFailed(
-        f"{option or f'weighting={method}'} needs losses {'of 0 or more' if zero else 'above 0'}; not so for task {tasks}",
+        f"{option or f'weighting={method}'} needs losses {needed}; not so for task {tasks}",
         hint or "choose another loss for this task, or a weighting that does not depend on the losses' values",
         "runner ls weighting",
     )
