@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -52,13 +53,16 @@ def world(tasks, seed=0):
 
 def step(net, weighting, x, targets, present, micro_batches=1, scale=1.0, number=0, per_epoch=1):
     names = list(targets)
+    micro_batches = math.lcm(micro_batches, sum(weighting.parts))
     reach = find_reach({k: [v] for k, v in net(x[:1]).items()}, list(net.parameters()))
     engine = Engine(
         weighting, list(net.parameters()), reach, micro_batches=micro_batches, reduce=identity,
         device=torch.device("cpu"), loss_scale=lambda: scale, model=net,
     )  # fmt: skip
-    engine.begin(torch.tensor([float(len(x)) if k in present else 0.0 for k in names]), number, per_epoch)
-    for rows in torch.arange(len(x)).chunk(micro_batches):
+    chunks = torch.arange(len(x)).chunk(micro_batches)
+    counts = torch.tensor([[float(len(rows)) if k in present else 0.0 for k in names] for rows in chunks])
+    engine.begin(counts, number, per_epoch)
+    for rows in chunks:
         predictions = net(x[rows])
         engine.backward({k: (predictions[k] - targets[k][rows]).square().sum() for k in present})
     report = engine.finish()
@@ -96,9 +100,9 @@ def test_one_task_trains_in_the_direction_of_its_own_gradient(make):
     net, x, targets = world(tasks)
     _, grads = step(net, make(tasks), x, targets, ["a"])
     loss = (net(x)["a"] - targets["a"]).square().mean()
-    expected = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(net.parameters()))])
+    want = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(net.parameters()))])
     got = torch.cat([g.reshape(-1) for g in grads])
-    assert torch.cosine_similarity(got, expected, dim=0) == pytest.approx(1.0, abs=1e-5)
+    assert torch.cosine_similarity(got, want, dim=0) == pytest.approx(1.0, abs=1e-5)
 
 
 def test_an_absent_task_is_left_alone(make):

@@ -195,12 +195,8 @@ def test_representation_mode_solves_on_the_features(name, heads, micro_batches):
     assert_same(got[: len(trunk)], want, 1e-3)
     for n, k in enumerate(TASKS):
         (want_head,) = torch.autograd.grad(raw[n], net.heads[k].weight, retain_graph=True)
-        torch.testing.assert_close(
-            got[len(trunk) + 2 * n],
-            want_head * (report.weights[n] if heads == "weighted" else 1.0),
-            rtol=1e-3,
-            atol=1e-5,
-        )
+        want_head = want_head * (report.weights[n] if heads == "weighted" else 1.0)
+        torch.testing.assert_close(got[len(trunk) + 2 * n], want_head, rtol=1e-3, atol=1e-5)
 
 
 def test_representation_mode_leaves_an_absent_task_out_and_needs_a_trunk():

@@ -49,9 +49,10 @@ def test_the_direction_ignores_the_scale_of_each_loss():
 @pytest.mark.parametrize("name", DEGENERATE)
 def test_survives_degenerate_gradients(name):
     grads = DEGENERATE[name]
-    weights = NashMTL(tasks(len(grads))).solve(gram(grads), torch.ones(len(grads)), torch.arange(len(grads)))
+    method = NashMTL(tasks(len(grads)))
+    weights = method.coefficients(gram(grads), torch.ones(len(grads)), torch.arange(len(grads)))[0].double()
     assert weights.isfinite().all() and (weights > 0).all()
-    assert (weights @ grads).norm() <= 1 + 1e-6
+    assert (weights @ grads).norm() <= 1 + 1e-3  # coefficients are float32
 
 
 def test_clips_the_shared_gradient_alone():

@@ -28,10 +28,10 @@ def grads(request) -> torch.Tensor:
 
 
 def ours(method: type, grads: torch.Tensor, **options: object) -> torch.Tensor:
-    weights = method(tasks(len(grads)), **options).solve(
-        gram(grads), torch.ones(len(grads), dtype=torch.float64), torch.arange(len(grads))
-    )
-    return weights @ grads
+    made = method(tasks(len(grads)), **options)
+    matrix = gram(grads)
+    weights = made.solve(matrix, torch.ones(len(grads), dtype=torch.float64), torch.arange(len(grads)))
+    return made.clip(weights, matrix) @ grads
 
 
 def made(name: str, *args: object, **options: object) -> torch.nn.Module:

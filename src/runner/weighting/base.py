@@ -9,7 +9,7 @@ processes, so that nothing they do depends on how a batch was split (see `runner
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
@@ -73,6 +73,11 @@ class Weighting(nn.Module):
 
     def after_update(self, losses: Tensor, present: Tensor) -> None:
         """Called with those losses, if `wants_second_losses`."""
+
+    @property
+    def per_example(self) -> Callable[[Tensor], Tensor] | None:
+        """What to minimise in place of the losses (n,) of single examples; None for those losses themselves."""
+        return None
 
     look_ahead_on: Literal["validation", "train"] | None = None
     """Where the examples come from that `look_ahead` gets besides those of the step; None does not call it."""

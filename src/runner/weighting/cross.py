@@ -26,13 +26,10 @@ class CrossPass(Pass):
         first, second, third = engine.weighting.parts
         unit, left = divmod(engine.micro_batches, first + second + third)
         if left:
-            raise ValueError(
-                f"{engine.micro_batches} micro-batches cannot be cut into parts of {first + second + third}"
-            )
+            raise ValueError(f"{engine.micro_batches} micro-batches cannot be cut into shares {engine.weighting.parts}")
         self.borders = (first * unit, (first + second) * unit, engine.micro_batches)
         self.grads = TaskGradients(len(engine.tasks), engine.shared, engine.device)
         self.rest = TaskGradients(len(engine.tasks), engine.rest, engine.device)
-        self.shapes = [p.numel() for p in engine.shared]
 
     def begin(self) -> None:
         engine = self.engine
@@ -108,12 +105,10 @@ class CrossPass(Pass):
             if first:
                 self.grads.add(k, grads[:shared])
             else:
-                flat_P = torch.cat(
-                    [
-                        torch.zeros(size, device=engine.device) if grad is None else grad.reshape(-1).float()
-                        for grad, size in zip(grads[:shared], self.shapes, strict=True)
-                    ]
-                )
+                flat_P = torch.zeros(self.grads.matrix_KP.shape[1], device=engine.device)
+                for part, grad in zip(self.grads.split(flat_P), grads[:shared], strict=True):
+                    if grad is not None:
+                        part.copy_(grad)
                 self.cross[k] += (self.grads.matrix_KP @ flat_P).double()
             if rest:
                 self.rest.add(k, grads[shared : shared + rest])

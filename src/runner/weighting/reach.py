@@ -50,10 +50,10 @@ class Reach:
             for pattern in patterns
             if not any(fnmatchcase(name, pattern) for name in shared.values())
         ]
-        if problems or not patterns:
-            raise UserError(
-                problems or [Problem("weighting.shared=[] counts no parameter as shared", "null counts them all")]
-            )
+        if not patterns:
+            problems = [Problem("weighting.shared=[] counts no parameter as shared", "null counts them all")]
+        if problems:
+            raise UserError(problems)
         chosen = tuple(i for i, name in shared.items() if any(fnmatchcase(name, p) for p in patterns))
         return replace(self, shared=chosen, rest=tuple(i for i in self.shared if i not in set(chosen)))
 
