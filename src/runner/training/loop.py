@@ -35,6 +35,7 @@ from runner.training.result import write_result
 from runner.training.second_forward import second_losses
 from runner.training.selection import Selection
 from runner.training.start import start
+from runner.weighting.base import MODES
 from runner.weighting.engine import Engine, NonFiniteLoss
 
 
@@ -131,6 +132,10 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
     if processes.main:
         tracker = Tracker(run.path, config, attempt, run.info()["wandb_id"], step, group=run.info().get("sweep"))
         tracker.message(_opening(step, total_steps, newest, parts))
+        if weighting.mode in MODES:
+            tracker.message(f"weighting.mode={weighting.mode}: {MODES[weighting.mode]}")
+        if accumulation != settings.accumulation:
+            tracker.message(f"each step is cut into {accumulation} micro-batches: the weighting compares parts of it")
     notice = tracker.notice if tracker is not None else lambda text: None
     if len(train_sets) > 1 and has_batchnorm(model):
         notice(
@@ -300,7 +305,7 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
             load_weights(chosen, best / ("ema.safetensors" if ema is not None else "model.safetensors"))
             write_result(
                 run, processes, parts, chosen, settings, selection, tracker,
-                steps=step, skipped=nonfinite.skipped, examples=examples, train_s=train_s,
+                weighting=weighting, steps=step, skipped=nonfinite.skipped, examples=examples, train_s=train_s,
                 wall_s=wall_s + time.perf_counter() - started,
             )  # fmt: skip
             if tracker is not None:

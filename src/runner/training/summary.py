@@ -16,13 +16,7 @@ from runner.config.schema import TrainerConfig
 from runner.errors import UserError
 from runner.mixtures.stream import steps_per_epoch
 from runner.training.assemble import Parts, assemble, counted_as_shared, probe_group, trainable
-from runner.weighting.base import Weighting
-
-MODES = {
-    "gram": "coefficients from the Gram matrix alone, formed layer by layer: no K x P floats, one more backward pass",
-    "representation": "an approximation: gradients of the shared representation stand for those of the parameters",
-}
-"""What a reader should know of a weighting's mode."""
+from runner.weighting.base import MODES, Weighting
 
 
 def print_summary(config: dict[str, Any]) -> None:

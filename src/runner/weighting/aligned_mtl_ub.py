@@ -22,6 +22,8 @@ class AlignedMTLUB(AlignedMTL):
         every: see `GradientWeighting`.
     """
 
+    mode = "representation"
+
     def __init__(
         self,
         tasks: Mapping[str, Task],

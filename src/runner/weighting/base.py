@@ -28,6 +28,12 @@ coefficients without the buffer: the Gram matrix is formed layer by layer during
 applies it. `representation`: of the features that the shared part hands to the tasks, which costs no more than plain
 training; an approximation of the first two, since a gradient there is not one of the parameters."""
 
+MODES = {
+    "gram": "coefficients from the Gram matrix alone, formed layer by layer: no K x P floats, one more backward pass",
+    "representation": "an approximation: gradients of the shared representation stand for those of the parameters",
+}
+"""What a reader should know of a run in that mode."""
+
 
 def rescaled(coefficients: Tensor, scale: Scale) -> Tensor:
     """Coefficients (k,) as `scale` says; all zero stays all zero."""

@@ -23,6 +23,8 @@ class MGDAUB(MGDA):
         every: see `GradientWeighting`.
     """
 
+    mode = "representation"
+
     def __init__(
         self,
         tasks: Mapping[str, Task],

@@ -40,7 +40,7 @@ class Reach:
         if patterns is None:
             return self
         shared = {i: names[i] for i in self.shared}
-        known = sorted({name.rpartition(".")[0] + ".*" for name in shared.values()})
+        known = sorted({".".join(name.split(".")[:2]) + ".*" for name in shared.values()})
         problems = [
             Problem(
                 f"weighting.shared: no parameter that several tasks share matches '{pattern}'",
