@@ -9,6 +9,7 @@ from runner.config.build import build
 from runner.config.keys import signature
 from runner.config.source import constant
 from runner.config.static import Report
+from runner.config.weighting_fit import batch_parts, log_losses, weighting_mode
 from runner.errors import Problem, UserError, suggest
 from runner.reporting.given import read_baseline
 
@@ -213,6 +214,9 @@ CHECKS: tuple[tuple[tuple[str, ...], Callable[[Config, Report], None]], ...] = (
     (("finetune", "backbone", "init"), fitted_heads),
     (("merge", "mixture.tasks", "tasks", "architecture"), merge_launch),
     (("mixture.tasks", "architecture"), heads),
+    (("weighting", "architecture._target_", "trainer", "launch.num_processes"), weighting_mode),
+    (("weighting._target_", "trainer.log_losses"), log_losses),
+    (("weighting._target_", "trainer.batch_size", "trainer.accumulation", "launch.num_processes"), batch_parts),
     (("mixture.tasks", "tasks", "baseline", "trainer.final_split"), given_baseline),
 )
 """Each check with the keys it reads."""
