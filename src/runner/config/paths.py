@@ -22,6 +22,7 @@ GROUPS = (
     "head",
     "adapter",
     "weighting",
+    "wrapper",
     "merge",
     "optimizer",
     "scheduler",

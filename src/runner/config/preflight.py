@@ -161,6 +161,14 @@ def given_baseline(config: Config, report: Report) -> None:
             report.add("baseline", problem.what, problem.hint)
 
 
+def second_derivatives(config: Config, report: Report) -> None:
+    """Compiled models cannot be differentiated twice."""
+    target = config["wrapper"]["_target_"]
+    if config["trainer"]["compile"] and target and constant(target, "second_derivatives"):
+        what = "trainer.compile=true cannot take the second derivatives that this wrapper needs"
+        report.add("trainer.compile", what, "trainer.compile=false, or wrapper=none")
+
+
 def _head_kind(path: str, head: Config, kind: str | None, report: Report) -> None:
     makes = constant(head["_target_"], "kind")
     if kind and makes and kind != makes:
@@ -191,6 +199,7 @@ CHECKS: tuple[tuple[tuple[str, ...], Callable[[Config, Report], None]], ...] = (
     (("name",), run_name),
     (("mixture.tasks", "architecture"), heads),
     (("mixture.tasks", "tasks", "baseline", "trainer.final_split"), given_baseline),
+    (("trainer.compile", "wrapper._target_"), second_derivatives),
 )
 """Each check with the keys it reads."""
 
