@@ -52,15 +52,11 @@ class StepReport:
         losses: (K,) float32 on the CPU, NaN where the task had no label in this step.
         weights: (K,) the coefficient of each ∇L_k in the applied gradient, NaN likewise.
         cosines: (K, K) cosines between per-task gradients, gradient methods only.
-        grad_norms: (K,) lengths of the per-task gradients of the shared parameters, likewise.
-        solver_s: seconds in the solver, likewise.
     """
 
     losses: Tensor
     weights: Tensor
     cosines: Tensor | None = None
-    grad_norms: Tensor | None = None
-    solver_s: float | None = None
 
 
 class Engine:
