@@ -23,12 +23,15 @@ GROUPS = (
     "adapter",
     "weighting",
     "wrapper",
+    "finetune",
     "merge",
+    "merging",
     "optimizer",
     "scheduler",
     "trainer",
     "tracking",
     "launch",
+    "sweep",
 )
 """The config groups, in the order in which `runner ls` shows them."""
 

@@ -97,9 +97,9 @@ def draw_losses(rows: Sequence[Row]) -> Figure | None:
 
 
 def draw_weights(rows: Sequence[Row]) -> Figure | None:
-    """The coefficient of each task's gradient over the steps."""
+    """The coefficient of each task's gradient over the steps, unless none ever changes."""
     found = {task: curve for task, curve in curves(rows, "train", "weight").items() if len(curve[0]) > 1}
-    if len(found) < 2:
+    if len(found) < 2 or all(min(values) == max(values) for _, values in found.values()):
         return None
     figure = _figure(7.0, 4.0)
     axes = figure.add_subplot()

@@ -42,18 +42,15 @@ class Averages:
         self.sums[0, present] += report.losses[present].double()
         self.sums[1, present] += report.weights[present].double()
         self.counts[0] += present
-        if report.grad_norms is not None:
-            known = report.grad_norms.isfinite()
-            self.sums[2, known] += report.grad_norms[known].double()
-            self.counts[1] += known
-        if report.cosines is not None:
-            known = report.cosines.isfinite()
-            self.pairs[0, known] += report.cosines[known].double()
-            self.pairs[1] += known & (report.cosines < 0)
-            self.pairs[2] += known
-        if report.solver_s is not None:
-            self.solver_s += report.solver_s
-            self.step_s += step_s
+        known = report.grad_norms.isfinite()
+        self.sums[2, known] += report.grad_norms[known].double()
+        self.counts[1] += known
+        compared = report.cosines.isfinite()
+        self.pairs[0, compared] += report.cosines[compared].double()
+        self.pairs[1] += compared & (report.cosines < 0)
+        self.pairs[2] += compared
+        self.solver_s += report.solver_s
+        self.step_s += step_s
         if math.isfinite(grad_norm):  # not so in a step that fp16 scaling skips
             self.grad_norm += grad_norm
             self.steps += 1
@@ -82,7 +79,7 @@ class Averages:
     def common(self) -> dict[str, float]:
         """What is not of one task."""
         found = {"grad_norm": self.grad_norm / self.steps} if self.steps else {}
-        if self.step_s > 0:
+        if self.counts[1].any():
             found["solver_share"] = self.solver_s / self.step_s
         return found
 
