@@ -52,7 +52,7 @@ def test_every_picture_is_drawn_and_can_be_opened(tmp_path):
 
 def test_the_map_shows_each_pair_twice_and_no_task_against_itself():
     figure = draw_conflicts(rows_of())
-    cosines, conflicts = figure.axes[:2]
+    cosines, _, conflicts, _ = figure.axes  # colour bars are axes too
     assert [t.get_text() for t in cosines.get_yticklabels()] == ["a", "b", "c"]
     assert sorted(t.get_text() for t in conflicts.texts) == ["50%"] * 6
     assert len(cosines.texts) == 6

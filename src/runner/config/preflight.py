@@ -182,6 +182,20 @@ def given_baseline(config: Config, report: Report) -> None:
             report.add("baseline", problem.what, problem.hint)
 
 
+def one_data_set(config: Config, report: Report) -> None:
+    """MT-AdamW normalises the gradient of one data set."""
+    if config["optimizer"]["_target_"] != "runner.training.mt_adamw.mt_adamw":
+        return
+    sampler, sources = config["sampler"], config["mixture"].get("sources") or {}
+    hint = "choose a sampler that draws one: sampler=proportional"
+    if isinstance(sampler.get("draws"), int) and sampler["draws"] != 1:
+        what = f"optimizer=mt_adamw needs steps of one data set, but sampler.draws={sampler['draws']}"
+        report.add("sampler.draws", what, "sampler.draws=1")
+    elif sampler["_target_"] == "runner.mixtures.samplers.All" and len(sources) > 1:
+        what = f"optimizer=mt_adamw needs steps of one data set, but sampler=all draws all {len(sources)}"
+        report.add("sampler", what, hint, see="runner ls sampler")
+
+
 def second_derivatives(config: Config, report: Report) -> None:
     """Compiled models cannot be differentiated twice."""
     target = config["wrapper"]["_target_"]
@@ -223,6 +237,7 @@ CHECKS: tuple[tuple[tuple[str, ...], Callable[[Config, Report], None]], ...] = (
     (("mixture.tasks", "architecture"), heads),
     (("mixture.tasks", "tasks", "baseline", "trainer.final_split"), given_baseline),
     (("trainer.compile", "wrapper._target_"), second_derivatives),
+    (("optimizer._target_", "sampler", "mixture"), one_data_set),
 )
 """Each check with the keys it reads."""
 

@@ -30,6 +30,7 @@ from runner.training.averages import Averages
 from runner.training.checkpoints import Checkpoints, load_weights, rng_state, set_rng_state
 from runner.training.evaluate import evaluate
 from runner.training.forward import Forward
+from runner.training.mt_adamw import MTAdamW
 from runner.training.nonfinite import NonFinitePolicy, report_nonfinite
 from runner.training.processes import Processes
 from runner.training.result import write_result
@@ -84,6 +85,9 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
     total_steps = settings.max_steps or per_epoch * int(settings.epochs or 1)
     optimizer = build(config["optimizer"], model, where="optimizer")
     model_groups = len(optimizer.param_groups)
+    shares = sampler.shares() if isinstance(optimizer, MTAdamW) else {}
+    if isinstance(optimizer, MTAdamW):
+        optimizer.check(shares, len(sampler.draw(0, seed)))
     for group in [*weighting.parameter_groups(), *wrapper.parameter_groups()]:
         optimizer.add_param_group(group)
     scheduler = build(config["scheduler"], optimizer, total_steps, where="scheduler")
@@ -247,6 +251,9 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
                     report = None
             if report is not None:
                 nonfinite.whole()
+                if isinstance(optimizer, MTAdamW):
+                    drawn = micro_batches[0][0].name
+                    optimizer.draw(drawn, shares[drawn])
                 if settings.clip_norm is not None:
                     clip_grads_with_norm_(engine.parameters, settings.clip_norm, torch.tensor(grad_norm, device=device))
                 if scaler is not None:
