@@ -25,7 +25,7 @@ class Averages:
         """Start a new row."""
         k = len(self.tasks)
         self.sums = torch.zeros(3, k, dtype=torch.float64)  # losses, weights, gradient norms
-        self.counts = torch.zeros(2, k, dtype=torch.float64)  # steps with a loss, with a gradient norm
+        self.counts = torch.zeros(3, k, dtype=torch.float64)  # steps that had them
         self.pairs = torch.zeros(3, k, k, dtype=torch.float64)  # cosines, conflicts, steps that know the cosine
         self.grad_norm, self.steps = 0.0, 0
         self.solver_s, self.step_s = 0.0, 0.0
@@ -38,17 +38,12 @@ class Averages:
             grad_norm: norm of the applied gradient.
             step_s: seconds that the step took so far, of which `report.solver_s` is a part.
         """
-        present = ~report.losses.isnan()
-        self.sums[0, present] += report.losses[present].double()
-        self.sums[1, present] += report.weights[present].double()
-        self.counts[0] += present
-        known = report.grad_norms.isfinite()
-        self.sums[2, known] += report.grad_norms[known].double()
-        self.counts[1] += known
-        compared = report.cosines.isfinite()
-        self.pairs[0, compared] += report.cosines[compared].double()
-        self.pairs[1] += compared & (report.cosines < 0)
-        self.pairs[2] += compared
+        values = torch.stack([report.losses, report.weights, report.grad_norms]).double()
+        self.sums += values.nan_to_num()
+        self.counts += ~values.isnan()
+        if len(self.tasks) > 1:
+            cosines = report.cosines.double()
+            self.pairs += torch.stack([cosines.nan_to_num(), cosines < 0, ~cosines.isnan()])
         self.solver_s += report.solver_s
         self.step_s += step_s
         if math.isfinite(grad_norm):  # not so in a step that fp16 scaling skips
@@ -62,8 +57,8 @@ class Averages:
             if self.counts[0, k] > 0:
                 loss, weight = (self.sums[:2, k] / self.counts[0, k]).tolist()
                 found[name] = {"loss": loss, "weight": weight}
-                if self.counts[1, k] > 0:
-                    found[name]["grad_norm"] = float(self.sums[2, k] / self.counts[1, k])
+                if self.counts[2, k] > 0:
+                    found[name]["grad_norm"] = float(self.sums[2, k] / self.counts[2, k])
         return found
 
     def between(self) -> dict[str, dict[str, float]]:
@@ -79,7 +74,7 @@ class Averages:
     def common(self) -> dict[str, float]:
         """What is not of one task."""
         found = {"grad_norm": self.grad_norm / self.steps} if self.steps else {}
-        if self.counts[1].any():
+        if self.counts[2].any():
             found["solver_share"] = self.solver_s / self.step_s
         return found
 
