@@ -84,6 +84,8 @@ def write_result(
         "device": processes.device.type,
         "signature": run.info()["signature"],
     }
+    if run.config().get("reference"):
+        result["reference"] = run.config()["reference"]
     result |= compare(run.config(), run.info().get("needs", []), results, parts.tasks, split)
     if tracker is not None:
         write_json(run.path / "result.json", result)
