@@ -137,7 +137,7 @@ class Table(FromSources):
         targets = self.targets(name, rows)
         for task, share in self.label_noise.items() if training is not None else ():
             if task in targets:
-                rng = np.random.default_rng([self.split_seed, crc32(f"{name}/{task}".encode())])
+                rng = np.random.default_rng([self._split_seed, crc32(f"{name}/{task}".encode())])
                 there = training[[bool(np.all(~_missing(v))) for v in targets[task][training]]]
                 picked = rng.permutation(there)[: round(share * len(there))]
                 targets[task] = targets[task].copy()
