@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -17,9 +17,12 @@ class Architecture(nn.Module):
 
     Attributes:
         heads: task → head.
+        representation: the attribute that holds the one trunk whose output all tasks share, and all shared parameters;
+            None where there is no such trunk. Weightings may take gradients there (`weighting.mode=representation`).
     """
 
     heads: nn.ModuleDict
+    representation: ClassVar[str | None] = None
 
     def forward(self, group: Group, tasks: Sequence[str]) -> dict[str, Prediction]:
         """Predictions by task name, for the asked-for tasks and with no work for the others.

@@ -9,6 +9,7 @@ from runner.config.build import build
 from runner.config.keys import signature
 from runner.config.source import constant
 from runner.config.static import Report
+from runner.config.weighting_fit import batch_parts, log_losses, weighting_mode, wrapper_fit
 from runner.errors import Problem, UserError, suggest
 from runner.reporting.given import read_baseline
 
@@ -196,14 +197,6 @@ def one_data_set(config: Config, report: Report) -> None:
         report.add("sampler", what, hint, see="runner ls sampler")
 
 
-def second_derivatives(config: Config, report: Report) -> None:
-    """Compiled models cannot be differentiated twice."""
-    target = config["wrapper"]["_target_"]
-    if config["trainer"]["compile"] and target and constant(target, "second_derivatives"):
-        what = "trainer.compile=true cannot take the second derivatives that this wrapper needs"
-        report.add("trainer.compile", what, "trainer.compile=false, or wrapper=none")
-
-
 def _head_kind(path: str, head: Config, kind: str | None, report: Report) -> None:
     makes = constant(head["_target_"], "kind")
     if kind and makes and kind != makes:
@@ -235,8 +228,11 @@ CHECKS: tuple[tuple[tuple[str, ...], Callable[[Config, Report], None]], ...] = (
     (("finetune", "backbone", "init"), fitted_heads),
     (("merge", "mixture.tasks", "tasks", "architecture"), merge_launch),
     (("mixture.tasks", "architecture"), heads),
+    (("weighting", "architecture._target_", "trainer", "launch.num_processes"), weighting_mode),
+    (("weighting._target_", "trainer.log_losses"), log_losses),
+    (("weighting._target_", "trainer.batch_size", "trainer.accumulation", "launch.num_processes"), batch_parts),
     (("mixture.tasks", "tasks", "baseline", "trainer.final_split"), given_baseline),
-    (("trainer.compile", "wrapper._target_"), second_derivatives),
+    (("wrapper._target_", "weighting", "trainer"), wrapper_fit),
     (("optimizer._target_", "sampler", "mixture"), one_data_set),
 )
 """Each check with the keys it reads."""

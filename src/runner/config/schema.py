@@ -40,6 +40,7 @@ class TrainerConfig:
     accumulation: PositiveInt = 1
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     clip_norm: PositiveFloat | None = None
+    log_losses: bool = False
     ema: Fraction | None = None
     compile: bool = False
     eval_every: PositiveInt | None = 250

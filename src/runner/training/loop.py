@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
@@ -25,11 +23,12 @@ from runner.launching.rundir import RunDirectory
 from runner.launching.signals import StopFlag
 from runner.mixtures.stream import Stream, steps_per_epoch
 from runner.tracking import Tracker
-from runner.training.assemble import Parts, assemble, has_batchnorm, probe_reach, trainable
+from runner.training.assemble import Parts, assemble, counted_as_shared, has_batchnorm, trainable
 from runner.training.averages import Averages
 from runner.training.checkpoints import Checkpoints, load_weights, rng_state, set_rng_state
 from runner.training.evaluate import evaluate
 from runner.training.forward import Forward
+from runner.training.look_ahead import LookAhead, label_counts
 from runner.training.mt_adamw import MTAdamW
 from runner.training.nonfinite import NonFinitePolicy, report_nonfinite
 from runner.training.processes import Processes
@@ -38,7 +37,7 @@ from runner.training.second_forward import second_losses
 from runner.training.selection import Selection
 from runner.training.start import start
 from runner.training.wrappers.base import Surroundings, Wrapper
-from runner.types import Batch
+from runner.weighting.base import MODES
 from runner.weighting.engine import Engine, NonFiniteLoss
 
 
@@ -66,17 +65,20 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
     start(parts, run)
     model, tasks = parts.model.to(device), parts.tasks
     train_sets, validation_sets = parts.mixture.datasets("train"), parts.mixture.datasets("validation")
-    reach = probe_reach(parts)
+    weighting = build(config["weighting"], tasks, where="weighting").to(device)
+    reach = counted_as_shared(parts, weighting)
+    accumulation = math.lcm(settings.accumulation, sum(weighting.parts))  # micro-batches of a step
     if settings.sync_batchnorm and processes.count > 1:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     processes.broadcast(model)
-    forward = Forward(torch.compile(model) if settings.compile else model, tasks, device, accelerator.autocast)
+    forward = Forward(
+        torch.compile(model) if settings.compile else model, tasks, device, accelerator.autocast, weighting.per_example
+    )
     ema = (
         AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True)
         if settings.ema
         else None
     )
-    weighting = build(config["weighting"], tasks, where="weighting").to(device)
     wrapper = (build(config.get("wrapper"), weighting, where="wrapper") or Wrapper(weighting)).to(device)
     forward = wrapper.losses(forward)
     sampler = build(config["sampler"], {name: len(d) for name, d in train_sets.items()}, where="sampler")
@@ -98,10 +100,12 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
         weighting,
         trainable(model),
         reach,
-        micro_batches=1 if wrapper.one_backward else settings.accumulation,
+        micro_batches=1 if wrapper.one_backward else accumulation,
         reduce=processes.reduce,
         device=device,
         loss_scale=scaler.get_scale if scaler is not None else lambda: 1.0,
+        model=model,
+        log=settings.log_losses,
     )
     wrapper.attach(
         Surroundings(
@@ -142,6 +146,10 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
     if processes.main:
         tracker = Tracker(run.path, config, attempt, run.info()["wandb_id"], step, group=run.info().get("sweep"))
         tracker.message(_opening(step, total_steps, newest, parts))
+        if weighting.mode in MODES:
+            tracker.message(f"weighting.mode={weighting.mode}: {MODES[weighting.mode]}")
+        if accumulation != settings.accumulation:
+            tracker.message(f"each step is cut into {accumulation} micro-batches: the weighting compares parts of it")
     notice = tracker.notice if tracker is not None else lambda text: None
     if len(train_sets) > 1 and has_batchnorm(model):
         notice(
@@ -155,7 +163,7 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
         train_sets,
         sampler,
         batch_size=settings.batch_size,
-        accumulation=settings.accumulation,
+        accumulation=accumulation,
         rank=processes.rank,
         world_size=processes.count,
         seed=seed,
@@ -164,6 +172,8 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
         pin_memory=device.type == "cuda",
         start=stream_state,
     )
+
+    look_ahead = LookAhead.of(weighting, config, forward, model, engine, processes, accumulation, parts, loaded)
 
     def save() -> None:
         checkpoints.save(
@@ -183,6 +193,7 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
                 "train_s": train_s,
                 "wall_s": wall_s + time.perf_counter() - started,
                 "stream": stream_state,
+                "held_out": look_ahead.state if look_ahead is not None else None,
                 "finished": finished,
                 "skipped": [nonfinite.skipped, nonfinite.in_a_row],
                 "averages": averages.state_dict(),
@@ -226,7 +237,9 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
         while step < total_steps and not finished:
             began = time.perf_counter()
             micro_batches, stream_after = next(batches)
-            counts = processes.reduce(_label_counts(micro_batches, tasks).to(device))
+            counts = processes.reduce(label_counts(micro_batches, tasks).to(device))
+            if look_ahead is not None:
+                look_ahead.step(micro_batches, counts, optimizer.param_groups[0]["lr"], step // per_epoch)
             rng = rng_state() if weighting.wants_second_losses else None
             try:
                 report = wrapper.gradients(micro_batches, counts, step, per_epoch)
@@ -309,7 +322,7 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
             load_weights(chosen, best / ("ema.safetensors" if ema is not None else "model.safetensors"))
             write_result(
                 run, processes, parts, chosen, settings, selection, tracker,
-                steps=step, skipped=nonfinite.skipped, examples=examples, train_s=train_s,
+                weighting=weighting, steps=step, skipped=nonfinite.skipped, examples=examples, train_s=train_s,
                 wall_s=wall_s + time.perf_counter() - started,
             )  # fmt: skip
             if tracker is not None:
@@ -321,20 +334,11 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
         raise
     finally:
         stream.close()
+        if look_ahead is not None:
+            look_ahead.close()
         if tracker is not None:
             tracker.close(exit_code)
         processes.end(together=exit_code in (EXIT_DONE, EXIT_STOPPED))
-
-
-def _label_counts(micro_batches: list[Batch], tasks: Mapping[str, Any]) -> torch.Tensor:
-    """(K,) labelled elements of this rank's part of the step; computed on the CPU, so that a GPU need not wait."""
-    counts = torch.zeros(len(tasks), dtype=torch.float64)
-    for k, (name, task) in enumerate(tasks.items()):
-        for batch in micro_batches:
-            for group in batch:
-                if name in group.targets:
-                    counts[k] += float(task.loss_count(group.targets[name]))
-    return counts
 
 
 def _opening(step: int, total_steps: int, newest: Path | None, parts: Parts) -> str:

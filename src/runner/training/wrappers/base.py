@@ -60,7 +60,8 @@ class Wrapper(nn.Module):
     """
 
     one_backward: ClassVar[bool] = False
-    """True where the engine gets a step's losses in one `backward` call, however many micro-batches there are."""
+    """True where the engine gets a step's gradients ready made, in one `backward` call: no mode but `parameters` of the
+    weighting, no parts of a batch, no logarithms of losses then (`runner.config.weighting_fit`)."""
 
     second_derivatives: ClassVar[bool] = False
     """True where gradients of gradients are taken, which compiled models do not have."""
@@ -91,7 +92,7 @@ class Wrapper(nn.Module):
 
         Args:
             micro_batches: of this rank.
-            counts: (K,) labelled elements per task over the whole step and all ranks.
+            counts: (M, K) labelled elements per micro-batch and task over all ranks, or (K,) of the whole step.
             step: from 0. per_epoch: steps of an epoch.
 
         Raises:

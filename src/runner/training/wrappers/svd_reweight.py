@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import numpy as np
@@ -32,9 +32,10 @@ SMALLEST = 1e-6
 class Scaled(Forward):
     """Losses times the wrapper's factors."""
 
-    wrapper: SVDReweight
+    wrapper: SVDReweight | None = None
 
     def loss_sums(self, batch: Batch) -> dict[str, Tensor]:
+        assert self.wrapper is not None
         factors = dict(zip(self.wrapper.task_names, self.wrapper.alpha.float(), strict=True))
         return {name: loss * factors[name] for name, loss in super().loss_sums(batch).items()}
 
@@ -72,7 +73,7 @@ class SVDReweight(Wrapper):
         self.register_buffer("alpha", torch.ones(len(self.task_names), dtype=torch.float64))
 
     def losses(self, forward: Forward) -> Forward:
-        return Scaled(forward.model, forward.tasks, forward.device, forward.autocast, self)
+        return Scaled(**{field.name: getattr(forward, field.name) for field in fields(forward)}, wrapper=self)
 
     def attach(self, around: Surroundings) -> None:
         super().attach(around)

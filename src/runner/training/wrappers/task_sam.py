@@ -68,6 +68,7 @@ class TaskSAM(Wrapper):
 
     def gradients(self, micro_batches: Sequence[Batch], counts: Tensor, step: int, per_epoch: int) -> StepReport:
         engine = self.around.engine
+        counts = counts.reshape(-1, len(self.task_names)).sum(0)
         engine.begin(counts, step, per_epoch)
         rng: list[dict[str, Any]] = []
         losses, plain = self._pass(micro_batches, engine.present, remember=rng)
