@@ -19,13 +19,14 @@ COMPONENTS = (
     "architecture",
     "adapter",
     "weighting",
+    "wrapper",
     "merge",
     "optimizer",
     "scheduler",
 )
 """Top-level sections of `runner train` that name a component with `_target_`."""
 
-OPTIONAL_COMPONENTS = ("adapter", "merge")
+OPTIONAL_COMPONENTS = ("adapter", "wrapper", "merge")
 """Those whose `_target_` may be null: no such component."""
 
 
@@ -116,6 +117,7 @@ class TrackingConfig:
     wandb: WandbConfig = field(default_factory=WandbConfig)
     console: Literal["auto", "rich", "lines", "quiet"] = "auto"
     log_every: PositiveInt = 50
+    plots: bool = True
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,7 @@ class TrainKeys:
     plugins: list[str] = field(default_factory=list)
     init: str | dict[str, Any] | None = None
     baseline: str | dict[str, dict[str, float]] | None = None
+    reference: dict[str, dict[str, float]] | None = None
 
 
 @dataclass(frozen=True)
