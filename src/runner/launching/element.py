@@ -146,9 +146,7 @@ def _requeue(received: list[int], restarts: int, attempts: int) -> None:
     if not (job and wanted):
         return
     if restarts + 1 >= attempts:
-        say(
-            f"not requeued: {attempts} attempts are used up (launch.slurm.max_attempts); `runner resume` submits it anew"
-        )
+        say(f"not requeued: launch.slurm.max_attempts={attempts} are used up; `runner resume` submits it anew")
         return
     for number in (signal.SIGTERM, signal.SIGCONT, signal.SIGINT):  # requeuing ends this process too
         signal.signal(number, signal.SIG_IGN)

@@ -16,6 +16,7 @@ import fcntl
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -174,7 +175,7 @@ class SweepDirectory:
             info = {"schema": SCHEMA, "id": id, "name": name, "created": now(), "argv": list(argv), "verb": "train"}
             info |= {"arguments": list(arguments), "axes": {}, "fixed": [], "jobs": [], "needs": []}
         before = json.dumps(info)
-        info["fixed"] = list(fixed)
+        info |= {"argv": list(argv), "fixed": list(fixed)}
         for key, values in axes.items():
             info["axes"][key] = list(dict.fromkeys([*info["axes"].get(key, []), *values]))
         known = {_key(job["overrides"], job["signature"]): Entry(**job) for job in info["jobs"]}
@@ -220,6 +221,32 @@ class SweepDirectory:
                     info["needs"].append({"role": role, "tasks": list(tasks), "signature": sig})
                     known.add(sig)
             write_json(self.path / "sweep.json", info)
+
+    @contextlib.contextmanager
+    def attending(self) -> Iterator[None]:
+        """Be known, while this lasts, as a front end that runs jobs of the sweep: `runner cancel` tells it to stop."""
+        folder = self.path / ".fronts"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{socket.gethostname()}.{os.getpid()}"
+        with open(path, "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+
+    def fronts(self) -> list[tuple[str, int]]:
+        """(host, process id) of the front ends that run jobs of the sweep now."""
+        found = []
+        for path in sorted((self.path / ".fronts").glob("*.*")):
+            with contextlib.suppress(FileNotFoundError), open(path) as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.unlink(missing_ok=True)  # it was killed
+                except BlockingIOError:
+                    host, _, pid = path.name.rpartition(".")
+                    found.append((host, int(pid)))
+        return found
 
     def need_config(self, sig: str) -> dict[str, Any]:
         """What a needed run was frozen with."""
