@@ -134,8 +134,8 @@ class SweepDirectory:
     ) -> list[Entry]:
         """Write the sweep, or add to it what is new; returns the entries of `points`, in their order.
 
-        A point is the same job when its overrides and its signature are the same. One whose YAML has changed since
-        gets a new job: the old one keeps its numbers.
+        A point is the same job when its values of the axes and its signature are the same. One whose YAML has changed
+        since gets a new job: the old one keeps its numbers.
 
         Args:
             id: of `identifier`. name: of its runs. argv: the command.
@@ -178,16 +178,18 @@ class SweepDirectory:
         info |= {"argv": list(argv), "fixed": list(fixed)}
         for key, values in axes.items():
             info["axes"][key] = list(dict.fromkeys([*info["axes"].get(key, []), *values]))
-        known = {_key(job["overrides"], job["signature"]): Entry(**job) for job in info["jobs"]}
+        swept = tuple(f"{key.lstrip('+')}=" for key in info["axes"])
+        known = {_key(job["overrides"], job["signature"], swept): Entry(**job) for job in info["jobs"]}
         entries = []
         number = max((job["number"] for job in info["jobs"]), default=-1) + 1
         (self.path / "configs").mkdir(exist_ok=True)
         for overrides, config in points:
             sig = signature(config)
-            entry = known.get(_key(overrides, sig))
+            key = _key(overrides, sig, swept)
+            entry = known.get(key)
             if entry is None:
                 entry = Entry(number, overrides, sig, f"jobs/{number:03d}-{sig}")
-                known[_key(overrides, sig)] = entry
+                known[key] = entry
                 info["jobs"].append(asdict(entry))
                 number += 1
             self._freeze(entry.stem, config)
@@ -253,9 +255,14 @@ class SweepDirectory:
         return read_json(self.path / "configs" / "needs" / f"{sig}.json")
 
 
-def _key(overrides: Sequence[str], sig: str) -> tuple[tuple[str, ...], str]:
-    """Two points are one job when they say the same, in any order, and mean the same."""
-    return tuple(sorted(line.lstrip("+") for line in overrides)), sig
+def _key(overrides: Sequence[str], sig: str, swept: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
+    """Two points are one job when they have the same values of the axes and the same signature.
+
+    The signature alone would take two values of an axis that does not affect weights for one; and shared overrides
+    such as `launch.jobs=2` may change from one command to the next.
+    """
+    lines = (line.lstrip("+") for line in overrides)
+    return tuple(sorted(line for line in lines if line.startswith(swept))), sig
 
 
 def state_of(run: Path) -> str:
