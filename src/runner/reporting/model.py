@@ -288,6 +288,8 @@ class _Maker:
         for baseline in baselines:
             row = self._baseline_row(baseline)
             other = rows.setdefault(digest(baseline.samples), row)
+            if row.runs and not other.runs:  # recorded numbers only; here are the runs, and so their cost
+                other.runs, other.samples = row.runs, row.samples
             other.cells = {key: value if row.cells.get(key) == value else "" for key, value in other.cells.items()}
         return list(rows.values())
 
