@@ -38,7 +38,9 @@ GAIN = {
 @cache
 def base_config(*overrides: str) -> str:
     """A frozen configuration, as YAML."""
-    return yaml.safe_dump(finalize(compose("train", ["+experiment=demo", "tracking=jsonl", *overrides])), sort_keys=False)
+    return yaml.safe_dump(
+        finalize(compose("train", ["+experiment=demo", "tracking=jsonl", *overrides])), sort_keys=False
+    )
 
 
 def make_config(overrides: Iterable[str] = (), **top: Any) -> dict[str, Any]:

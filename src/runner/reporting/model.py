@@ -25,6 +25,8 @@ from runner.reporting.settings import (
 from runner.reporting.significance import Samples, Spread, Verdict, ranks, spread, verdicts
 
 Kind = Literal["setting", "baseline", "published"]
+
+
 @dataclass(frozen=True)
 class Metric:
     """A column of results.
@@ -339,6 +341,9 @@ class _Maker:
             for row, verdict in zip(rows, verdicts([row.samples.get(key, {}) for row in rows], better), strict=True):
                 if verdict is not None:
                     row.verdicts[key] = verdict
+        if not any(verdict.test for row in rows for verdict in row.verdicts.values()):
+            for row in rows:  # nobody has enough seeds: one sentence says so better than a mark in every cell
+                row.verdicts = {key: verdict for key, verdict in row.verdicts.items() if verdict.mark == "best"}
         if len(rows) > 1:
             heads = [metric for metric in self.metrics if metric.headline and metric.better]
             columns = [

@@ -83,12 +83,12 @@ def _section(report: Report, number: int) -> str:
         f"<p class=constant><b>All runs:</b> {escape(constant)}</p>" if constant else "",
     ]
     if table.rows:
-        columns = page_columns(table)
-        shown = [column for column in columns if column.group != "metrics" or column.key in _heads(table)]
+        columns, heads = page_columns(table, report.delta_m), {metric.key for metric in table.headlines}
+        shown = [column for column in columns if column.group != "metrics" or column.key in heads]
         reading = notes(table, shown, (MARKS["best"], MARKS["close"], MARKS["unclear"]))
         lines += [
             '<div class=bar data-part="controls"></div>',
-            table_html(table, columns),
+            table_html(table, columns, report.delta_m),
             f"<ul class=notes>{''.join(f'<li>{escape(note)}</li>' for note in reading)}</ul>",
         ]
     else:
@@ -98,10 +98,3 @@ def _section(report: Report, number: int) -> str:
 
 
 PARTS = ("delta", "curves", "parallel", "weights", "conflict", "panels", "runs")
-
-
-def _heads(table: object) -> set[str]:
-    from runner.reporting.model import Table
-
-    assert isinstance(table, Table)
-    return {metric.key for metric in table.headlines}

@@ -12,13 +12,16 @@ function curvesPart(group) {
     const rows = group.shown().filter(row => row.runs.length);
     legend.replaceChildren(group.legend(rows));
     cards.replaceChildren();
+    const plots = [];
     for (const task of data.tasks) {
       const metrics = keys.filter(key => key.startsWith(`${state.split}|${task}|`) && !key.endsWith("|weight")).map(key => key.split("|")[2]);
-      if (metrics.length) curveCard(group, cards, task, metrics, rows, redraw);
+      if (metrics.length) plots.push(curveCard(group, cards, task, metrics, rows, redraw));
     }
+    plots.forEach(plot => plot()); // only now do the cards have their width
   };
   host.append(el("div", { class: "bar" }, el("h3", {}, "Learning curves"),
     choice("split", splits.map(s => [s, s]), state.split, value => { state.split = value; redraw(); }),
+    tick("second half only", state.late, on => { state.late = on; redraw(); }),
     tick("each seed", state.seeds, on => { state.seeds = on; redraw(); })), legend, cards);
   group.parts.push(redraw);
   redraw();
@@ -36,13 +39,17 @@ function curveCard(group, cards, task, metrics, rows, redraw) {
     ? el("select", { "aria-label": `metric of ${task}`, onchange: event => { state.metric[task] = event.target.value; redraw(); } }, metrics.map(m => el("option", { value: m, selected: m === metric }, m)))
     : el("span", {}, metric);
   cards.append(el("div", { class: "card" }, el("div", { class: "top" }, el("h4", {}, task + arrow(better)), picker), body));
-  const key = `${state.split}|${task}|${metric}`;
+  return () => curvePlot(group, body, `${state.split}|${task}|${metric}`, rows, better, `${metric} of ${task} over steps`);
+}
+
+function curvePlot(group, body, key, rows, better, label) {
+  const { state } = group;
   const drawn = rows.map(row => ({ row, curve: group.curve(row, key) })).filter(d => d.curve);
   const rest = group.settings().filter(row => !row.on).slice(0, CONTEXT).map(row => group.curve(row, key)).filter(Boolean);
   const all = [...drawn.map(d => d.curve), ...rest];
   if (!all.length) { body.append(el("p", { class: "hint" }, "nothing is shown")); return; }
-  const low = Math.min(...all.map(c => c.x[0])), high = Math.max(...all.map(c => c.x[c.x.length - 1]));
-  const f = frame(body, { x: [low, high === low ? low + 1 : high], y: range(all.flatMap(c => c.y)), label: `${metric} of ${task} over steps` });
+  const high = Math.max(...all.map(c => c.x[c.x.length - 1])), low = state.late ? high / 2 : Math.min(...all.map(c => c.x[0]));
+  const f = frame(body, { x: [low, high === low ? low + 1 : high], y: range(all.flatMap(c => c.y.flatMap((y, i) => c.x[i] < low || y === null ? [] : c.sd[i] ? [y - c.sd[i], y + c.sd[i]] : [y]))), label });
   for (const curve of rest) line(f, curve.x, curve.y, { stroke: "var(--context)", "stroke-width": 1, opacity: .55 });
   for (const { row, curve } of drawn) {
     if (state.seeds) for (const run of curve.runs) line(f, run.x, run.y, { stroke: row.colour, "stroke-width": 1, opacity: .45 });

@@ -5,72 +5,94 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from runner.reporting.read import Run, read_rows
 
-_ROW = re.compile(
-    rb'\{"step": (\d+), "attempt": \d+, "split": "(\w+)", "task": "([^"\\]*)", "metric": "([^"\\]*)", "value": ([^}]+)\}'
-)
-"""A row as `tracking.jsonl` writes it; parsing hundreds of files as JSON would take several times as long."""
+_HEAD = rb'\{"step": (\d+), "attempt": \d+, "split": '
+_TAIL = rb', "value": ([^}]+)\}'
+_VALIDATION = re.compile(_HEAD + rb'"validation", "task": "([^"\\]+)", "metric": "([^"\\]+)"' + _TAIL)
+_TRAIN = re.compile(_HEAD + rb'"train", "task": "([^"\\]+)", "metric": "(loss|weight|cosine|conflict)"' + _TAIL)
+"""Rows as `tracking.jsonl` writes them; parsing hundreds of files as JSON would take several times as long."""
 
 TRAIN = ("loss", "weight")
 PAIRS = ("cosine", "conflict")
-CHARACTERS = 1_300_000
+CHARACTERS = 1_100_000
 """Room for all curves of a page."""
 PER_NUMBER = 7
 MOST, FEWEST = 120, 6
 """Points of a curve, at most and at least."""
 
-Series = dict[tuple[str, str, str], list[tuple[int, float]]]
-"""(split, task, metric) → (step, value), in order."""
+Points = tuple[list[int], list[float]]
+"""Steps and values, in order."""
+Key = tuple[str, str, str]
+"""(split, task, metric)."""
 
 
-def read_series(path: Path) -> Series:
-    """All series of a run's metrics.jsonl that belong to a task or a pair of tasks."""
+def read_series(path: Path) -> dict[Key, Points]:
+    """The series of a run's metrics.jsonl that the page shows: of tasks, and of pairs of tasks."""
     try:
         content = (path / "metrics.jsonl").read_bytes()
     except OSError:
         return {}
-    matches = _ROW.findall(content)
-    found: Series = {}
-    if len(matches) < content.count(b"\n"):  # written by somebody else
-        for row in read_rows(path):
-            value = row.get("value")
-            key = (str(row.get("split")), str(row.get("task") or ""), str(row["metric"]))
-            if key[1] and isinstance(row["step"], int):
-                number = float(value) if isinstance(value, int | float) else math.nan
-                found.setdefault(key, []).append((row["step"], number))
-        return found
-    raw: dict[tuple[bytes, bytes, bytes], list[tuple[bytes, bytes]]] = {}
-    for step, split, task, metric, value in matches:
-        raw.setdefault((split, task, metric), []).append((step, value))
-    for (split, task, metric), points in raw.items():
-        if task:
-            key = (split.decode(), task.decode(), metric.decode())
-            found[key] = [(int(s), math.nan if v == b"null" else float(v)) for s, v in points]
+    if not content.startswith(b'{"step": ') or b"\\" in content:
+        return _read_any(path)  # written by somebody else, or with names that need decoding
+    raw: dict[tuple[str, bytes, bytes], tuple[list[bytes], list[bytes]]] = {}
+    for split, pattern in (("validation", _VALIDATION), ("train", _TRAIN)):
+        for step, task, metric, value in pattern.findall(content):
+            key = (split, task, metric)
+            steps, values = raw.get(key) or raw.setdefault(key, ([], []))
+            steps.append(step)
+            values.append(value)
+    return {
+        (split, task.decode(), metric.decode()): (list(map(int, steps)), _floats(values))
+        for (split, task, metric), (steps, values) in raw.items()
+    }
+
+
+def _floats(values: list[bytes]) -> list[float]:
+    if b"null" in values:
+        return [math.nan if value == b"null" else float(value) for value in values]
+    return list(map(float, values))
+
+
+def _read_any(path: Path) -> dict[Key, Points]:
+    found: dict[Key, Points] = {}
+    for row in read_rows(path):
+        key, value = (str(row.get("split")), str(row.get("task") or ""), str(row["metric"])), row.get("value")
+        if key[1] and isinstance(row["step"], int) and (key[0] == "validation" or key[2] in (*TRAIN, *PAIRS)):
+            steps, values = found.setdefault(key, ([], []))
+            steps.append(row["step"])
+            values.append(float(value) if isinstance(value, int | float) else math.nan)
     return found
 
 
-def thin(points: Sequence[tuple[int, float]], most: int, *, average: bool) -> list[tuple[int, float]]:
-    """At most `most` points, evenly spread and ending with the last one.
+def thin(points: Points, most: int, *, average: bool) -> Points:
+    """At most `most` points, evenly spread, the last one kept.
 
     Args:
-        average: points stand for the mean of those they replace, at the last of their steps; for noisy curves.
+        average: a point is the mean of those it stands for, at the last of their steps; for noisy curves.
     """
-    n = len(points)
+    steps, values = points
+    n = len(steps)
     if n <= most:
-        return list(points)
+        return points
     ends = [round((i + 1) * n / most) - 1 for i in range(most)]
     if not average:
-        return [points[0], *(points[end] for end in ends[1:])]
-    kept, start = [], 0
-    for end in ends:
-        values = [value for _, value in points[start : end + 1] if math.isfinite(value)]
-        kept.append((points[end][0], math.fsum(values) / len(values) if values else math.nan))
-        start = end + 1
-    return kept
+        ends[0] = 0
+        return [steps[end] for end in ends], [values[end] for end in ends]
+    starts = [0, *(end + 1 for end in ends)]
+    return [steps[end] for end in ends], [_mean(values[a:b]) for a, b in pairwise(starts)]
+
+
+def _mean(values: Sequence[float]) -> float:
+    total = sum(values)
+    if not math.isfinite(total):
+        values = [value for value in values if math.isfinite(value)]
+        total = sum(values)
+    return total / len(values) if values else math.nan
 
 
 def collect(runs: Mapping[int, Run], tasks: Sequence[str]) -> dict[str, Any]:
@@ -83,30 +105,25 @@ def collect(runs: Mapping[int, Run], tasks: Sequence[str]) -> dict[str, Any]:
         `grids`: lists of steps; `series`: "split|task|metric" → [[run, grid, values], …]; `pairs`: "cosine" and
         "conflict" → run → "a~b" → mean over the run.
     """
+    kept: dict[Key, dict[int, Points]] = {}
+    pairs: dict[str, dict[int, dict[str, float]]] = {name: {} for name in PAIRS}
+    for number, run in runs.items():
+        for key, points in read_series(run.path).items():
+            split, task, metric = key
+            if task in tasks and metric not in PAIRS:
+                kept.setdefault(key, {})[number] = thin(points, MOST, average=split == "train")
+            elif metric in PAIRS and "~" in task and math.isfinite(mean := _mean(points[1])):
+                pairs[metric].setdefault(number, {})[task] = round(mean, 3)
+    curves = sum(len(by_run) for by_run in kept.values())
+    most = max(FEWEST, min(MOST, CHARACTERS // PER_NUMBER // max(1, curves)))
     grids: dict[tuple[int, ...], int] = {}
     series: dict[str, list[list[Any]]] = {}
-    pairs: dict[str, dict[int, dict[str, float]]] = {name: {} for name in PAIRS}
-    most = 0
-    for number, run in runs.items():
-        found = read_series(run.path)
-        wanted = {key: points for key, points in found.items() if _is_curve(key, tasks)}
-        if not most and wanted:
-            most = max(FEWEST, min(MOST, CHARACTERS // (PER_NUMBER * len(runs) * len(wanted))))
-        for key, points in wanted.items():
-            kept = thin(points, most, average=key[0] == "train")
-            grid = grids.setdefault(tuple(step for step, _ in kept), len(grids))
-            series.setdefault("|".join(key), []).append([number, grid, [short(value) for _, value in kept]])
-        for (_, task, metric), points in found.items():
-            if metric in PAIRS and "~" in task:
-                values = [value for _, value in points if math.isfinite(value)]
-                if values:
-                    pairs[metric].setdefault(number, {})[task] = round(math.fsum(values) / len(values), 3)
+    for key, by_run in kept.items():
+        for number, points in by_run.items():
+            steps, values = thin(points, most, average=key[0] == "train")
+            grid = grids.setdefault(tuple(steps), len(grids))
+            series.setdefault("|".join(key), []).append([number, grid, [short(value) for value in values]])
     return {"grids": [list(grid) for grid in grids], "series": series, "pairs": pairs}
-
-
-def _is_curve(key: tuple[str, str, str], tasks: Sequence[str]) -> bool:
-    split, task, metric = key
-    return task in tasks and (split == "validation" or (split == "train" and metric in TRAIN))
 
 
 def short(value: float | None) -> float | int | None:

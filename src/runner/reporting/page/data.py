@@ -13,7 +13,7 @@ from runner.reporting.model import Report, Row, Table
 from runner.reporting.notes import progress
 from runner.reporting.page import curves, pictures
 from runner.reporting.read import Run
-from runner.reporting.settings import text_value
+from runner.reporting.settings import option_name, text_value
 
 
 def make(report: Report, panels_mb: float) -> dict[str, Any]:
@@ -31,23 +31,22 @@ def _table(table: Table, report: Report, runs: list[dict[str, Any]], budget: flo
     numbers: dict[int, Run] = {}
     rows = []
     settings = []
-    unfinished = {id(run) for run in table.unfinished}
     for row in table.rows:
         own: list[tuple[int, Run]] = []
         for run in row.runs:
             own.append((len(runs), run))
             runs.append(_run(run, row.label))
         numbers |= dict(own)
-        unfinished -= {id(run) for run in row.runs}
         if row.kind == "setting":
             settings.append((row.label, own))
         rows.append(_row(row, [number for number, _ in own], table))
-    rest = []
+    places = {id(run): number for number, run in numbers.items()}
     for run in table.unfinished:
-        if id(run) in unfinished:
+        if id(run) not in places:
+            places[id(run)] = len(runs)
             numbers[len(runs)] = run
-            rest.append(len(runs))
             runs.append(_run(run, ""))
+    rest = [places[id(run)] for run in table.unfinished]
     panels, left_out = pictures.collect(settings, budget)
     budget -= sum(len(str(panel)) for panel in panels)
     return {
@@ -82,7 +81,10 @@ def _row(row: Row, runs: list[int], table: Table) -> dict[str, Any]:
     }  # fmt: skip
     if row.setting is not None:
         constant = dict(table.columns.constant)
-        own = {key: text_value(value) for key, value in row.setting.flat.items() if key.split(".")[0] != "reference"}
+        own = {
+            key.removesuffix("._target_"): option_name(value) if key.endswith("._target_") else text_value(value)
+            for key, value in row.setting.flat.items()
+        }
         content["config"] = {key: value for key, value in own.items() if constant.get(key) != value}
     return content
 
@@ -97,7 +99,7 @@ def _run(run: Run, label: str) -> dict[str, Any]:
         "command": f"runner {shlex.join(run.argv)}" if run.argv else "",
         "signature": run.signature,
     }
-    if run.state not in ("completed",):
+    if run.state != "completed":
         content["cause"] = progress(run)
     if isinstance(git, dict) and git.get("sha"):
         content["git"] = str(git["sha"])[:10] + (" and uncommitted changes (git.diff)" if git.get("dirty") else "")

@@ -16,7 +16,7 @@ function parallelPart(group) {
   const redraw = () => { body.replaceChildren(); parallel(group, body, rows, axes, filters, redraw); };
   host.append(el("div", { class: "bar" }, el("h3", {}, "Parameters and results"),
     choice("coloured by", results.map(axis => [axis.key, `${axis.over} ${axis.name}`]), state.by, value => { state.by = value; redraw(); })),
-  el("p", { class: "hint" }, "one line for each setting; up is better on the result axes; drag along an axis to filter, click it to clear"), body);
+  el("p", { class: "hint how" }, "one line for each setting; up is better on the result axes; drag along an axis to filter, click it to clear"), body);
   group.parts.push(redraw);
   redraw();
 }
@@ -39,7 +39,8 @@ function parameterAxis(name, texts) {
 function resultAxis(key, over, name, better) { return { key, over, name, better }; }
 
 function parallel(group, body, rows, axes, filters, redraw) {
-  const width = Math.max(axes.length * 104, body.clientWidth - 24), height = 320, top = 44, bottom = 22, left = 62, right = 62;
+  const width = Math.max(axes.length * 108, body.clientWidth - 24), height = 320, top = 44, bottom = 22, right = 62;
+  const left = 24 + 6.4 * Math.max(6, ...axes[0].marks.map(m => m[1].length));
   const root = draw("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": "parallel coordinates" }, body);
   const sx = i => axes.length > 1 ? left + i * (width - left - right) / (axes.length - 1) : width / 2, sy = scale(0, 1, height - bottom, top);
   for (const axis of axes) {
@@ -72,7 +73,7 @@ function parallel(group, body, rows, axes, filters, redraw) {
 }
 
 function parallelAxis(root, axis, i, at, filters, redraw) {
-  const anchor = at.first ? "start" : at.last ? "end" : "middle", x = at.first ? at.x - 56 : at.last ? at.x + 56 : at.x;
+  const anchor = at.first ? "start" : at.last ? "end" : "middle", x = at.first ? 2 : at.last ? at.x + 56 : at.x;
   draw("line", { class: "zero", x1: at.x, x2: at.x, y1: at.top, y2: at.height - at.bottom }, root);
   draw("text", { x, y: 14, "text-anchor": anchor }, root, axis.over);
   draw("text", { class: "strong", x, y: 29, "text-anchor": anchor, "font-weight": 600 }, root, (axis.name.length > 18 ? `…${axis.name.slice(-17)}` : axis.name) + arrow(axis.better));

@@ -5,7 +5,7 @@ class Group {
   constructor(section) {
     this.section = section;
     this.data = DATA.tables[+section.dataset.table];
-    this.state = { split: "validation", seeds: false, definition: this.data.chosen, pair: "cosine", metric: {} };
+    this.state = { split: "validation", seeds: false, late: false, definition: this.data.chosen, pair: "cosine", metric: {} };
     let place = 0;
     this.rows = this.data.rows.map((row, index) => {
       const own = row.kind === "setting", n = own ? place++ : 0;
@@ -73,14 +73,21 @@ class Group {
       });
       body.append(...pinned, ...rest);
     }));
-    const few = on => {
-      table.classList.toggle("few", on);
-      for (const th of table.tHead.rows[0].cells) { th.colSpan = Math.max(1, +(on ? th.dataset.few : th.dataset.all)); th.style.display = on && th.dataset.few === "0" ? "none" : ""; }
+    const hide = (name, on) => {
+      table.classList.toggle(name, on);
+      for (const th of table.tHead.rows[0].cells) {
+        const from = +th.dataset.from, under = heads.slice(from, from + +th.dataset.all).filter(head => getComputedStyle(head).display !== "none");
+        th.colSpan = Math.max(1, under.length);
+        th.classList.toggle("span", under.length > 1);
+        th.style.display = under.length ? "" : "none";
+      }
     };
-    few(true);
+    hide("few", true);
+    hide("one", true);
     const all = on => { for (const row of this.settings()) { row.on = on; row.swatch.setAttribute("aria-pressed", String(on)); } this.redraw(); };
     this.part("controls").append(...[
-      table.querySelector(".extra") ? tick("all metrics", false, on => few(!on)) : null,
+      table.querySelector(".extra") ? tick("all metrics", false, on => hide("few", !on)) : null,
+      table.querySelector(".more") ? tick("all Δm definitions", false, on => hide("one", !on)) : null,
       this.settings().length > 1 ? el("span", {}, "click a heading to sort, a line sample to show or hide it in the plots") : null,
       this.settings().length > 1 ? el("button", { class: "plain", type: "button", onclick: () => all(true) }, "show all") : null,
       this.settings().length > 1 ? el("button", { class: "plain", type: "button", onclick: () => all(false) }, "hide all") : null,

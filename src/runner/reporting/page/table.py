@@ -10,19 +10,23 @@ from runner.reporting.delta_m import RULES
 from runner.reporting.grid import Cell, Column, make_cells, make_columns
 from runner.reporting.model import Row, Table
 
-MARKS = {"best": "bold", "close": "≈", "unclear": "?"}
+MARKS = {"best": "bold:", "close": "≈", "unclear": "?"}
 ARROWS = {"up": "↑", "down": "↓"}
 
 
-def page_columns(table: Table) -> list[Column]:
-    """Every metric and every definition; those that are not headlines are hidden until asked for."""
-    return make_columns(table, table.metrics, list(RULES))
+def page_columns(table: Table, chosen: str) -> list[Column]:
+    """Every metric and every definition; all but the headlines and the chosen one are hidden until asked for."""
+    return make_columns(table, table.metrics, [chosen, *(name for name in RULES if name != chosen)])
 
 
-def table_html(table: Table, columns: Sequence[Column]) -> str:
-    """The table with two lines of heading; `data-v` holds what a column is sorted by."""
-    heads = {metric.key for metric in table.headlines}
-    extra = {column.key for column in columns if column.group == "metrics" and column.key not in heads}
+def table_html(table: Table, columns: Sequence[Column], chosen: str) -> str:
+    """The table with two lines of heading; `data-v` holds what a column is sorted by.
+
+    Args:
+        chosen: the Δm definition that is shown at first.
+    """
+    heads = {metric.key for metric in table.headlines} | {f"Δm/{chosen}"}
+    extra = {column.key for column in columns if column.group in ("metrics", "delta") and column.key not in heads}
     over = "".join(_over(columns, extra))
     names = "".join(
         f'<th scope=col class="{_class(column, extra)}" data-key="{escape(column.key)}"><button>'
@@ -34,7 +38,7 @@ def table_html(table: Table, columns: Sequence[Column]) -> str:
         line = "".join(_cell(row, column, cell, extra) for column, cell in zip(columns, cells, strict=True))
         body.append(f'<tr class="{row.kind}" data-row={i}>{line}</tr>')
     return (
-        f'<div class=scroll tabindex=0><table class=results><thead><tr class=over>{over}</tr><tr class=names>{names}'
+        f'<div class=scroll tabindex=0><table class="results few one"><thead><tr class=over>{over}</tr><tr class=names>{names}'
         f"</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
 
@@ -47,15 +51,15 @@ def _over(columns: Sequence[Column], extra: set[str]) -> list[str]:
         while columns[at].over and at + span < len(columns) and columns[at + span].over == columns[at].over:
             span += 1
         shown = sum(column.key not in extra for column in columns[at : at + span])
-        text = escape(columns[at].over)
-        found.append(f'<th colspan={shown} data-all={span} data-few={shown} class="{"task" if text else ""}">{text}</th>')
+        found.append(f"<th colspan={max(1, shown)} data-from={at} data-all={span}>{escape(columns[at].over)}</th>")
         at += span
     return found
 
 
 def _class(column: Column, extra: set[str]) -> str:
     left = column.group == "parameters" and column.key != "n"
-    return " ".join(["left" if left else "right", column.group, *(["extra"] if column.key in extra else [])])
+    hidden = [{"metrics": "extra", "delta": "more"}[column.group]] if column.key in extra else []
+    return " ".join(["left" if left else "right", column.group, *hidden])
 
 
 def _arrow(column: Column) -> str:

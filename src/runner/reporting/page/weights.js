@@ -10,17 +10,20 @@ function weightsPart(group) {
     const all = rows.flatMap(d => d.lines.flatMap(l => l.curve.y));
     if (!rows.length) { cards.append(el("p", { class: "hint" }, "nothing is shown")); return; }
     const y = range([0, ...all]);
-    for (const { row, lines } of rows) {
+    const bodies = rows.map(({ row }) => {
       const body = el("div");
       cards.append(el("div", { class: "card" }, el("div", { class: "top" }, el("h4", {}, row.label)), body));
+      return body;
+    });
+    rows.forEach(({ row, lines }, i) => { // only now do the cards have their width
       const low = Math.min(...lines.map(l => l.curve.x[0])), high = Math.max(...lines.map(l => l.curve.x[l.curve.x.length - 1]));
-      const f = frame(body, { height: 170, x: [low, high === low ? low + 1 : high], y, label: `task weights of ${row.label}` });
+      const f = frame(bodies[i], { height: 170, x: [low, high === low ? low + 1 : high], y, label: `task weights of ${row.label}` });
       for (const { row: task, curve } of lines) {
         if (curve.n > 1) band(f, curve, task.colour);
         line(f, curve.x, curve.y, { stroke: task.colour, "stroke-width": 1.8, "stroke-dasharray": task.dash });
       }
       hover(f, lines, "up");
-    }
+    });
   };
   host.append(el("div", { class: "bar" }, el("h3", {}, "Task weights")), group.legend(tasks), cards);
   group.parts.push(redraw);
