@@ -1,4 +1,4 @@
-"""A real browser without a window, driven over a pipe (Chrome DevTools Protocol), with nothing but the standard library."""
+"""A real browser without a window, driven over a pipe (Chrome DevTools Protocol) by the standard library alone."""
 
 from __future__ import annotations
 

@@ -21,10 +21,20 @@ from runner.launching.rundir import SCHEMA
 
 TASKS: dict[str, dict[str, tuple[str, float, float]]] = {
     "segmentation": {"loss": ("down", 2.4, 1.1), "miou": ("up", 0.05, 0.41), "pixel_acc": ("up", 0.3, 0.67)},
-    "depth": {"loss": ("down", 2.2, 0.5), "rmse": ("down", 2.6, 0.62), "abs_err": ("down", 2.2, 0.5), "delta1": ("up", 0.1, 0.78)},
-    "normals": {"loss": ("down", 0.6, 0.17), "mean": ("down", 45.0, 24.2), "median": ("down", 41.0, 18.5), "within_11.25": ("up", 0.05, 0.31)},
+    "depth": {
+        "loss": ("down", 2.2, 0.5),
+        "rmse": ("down", 2.6, 0.62),
+        "abs_err": ("down", 2.2, 0.5),
+        "delta1": ("up", 0.1, 0.78),
+    },
+    "normals": {
+        "loss": ("down", 0.6, 0.17),
+        "mean": ("down", 45.0, 24.2),
+        "median": ("down", 41.0, 18.5),
+        "within_11.25": ("up", 0.05, 0.31),
+    },
     "edge": {"loss": ("down", 0.2, 0.07), "pixel_f_best": ("up", 0.2, 0.52), "pixel_f_50": ("up", 0.1, 0.47)},
-}  # fmt: skip
+}
 """Task → metric → (direction, value at the start, value at the end)."""
 
 HEADLINE = {"segmentation": "miou", "depth": "rmse", "normals": "mean", "edge": "pixel_f_best"}
@@ -50,7 +60,9 @@ def make_config(overrides: Iterable[str] = (), **top: Any) -> dict[str, Any]:
     return yaml.load(base_config(*words), yaml.CSafeLoader) | ({"seed": seeds[-1]} if seeds else {}) | top
 
 
-def final_values(tasks: Sequence[str], gain: float, rng: np.random.Generator, noise: float = 0.006) -> dict[str, dict[str, float]]:  # fmt: skip
+def final_values(
+    tasks: Sequence[str], gain: float, rng: np.random.Generator, noise: float = 0.006
+) -> dict[str, dict[str, float]]:
     """Task → metric → value of a run that is `gain` better than the numbers above."""
     found: dict[str, dict[str, float]] = {}
     for task in tasks:
@@ -91,7 +103,8 @@ def write_run(
     values = final_values(tasks, gain, rng) if values is None else values
     steps = int(config["trainer"]["max_steps"]) if "trainer" in config else 300
     done = status == "COMPLETED"
-    attempt: dict[str, Any] = {"started": "2026-01-01T12:00:03Z", "status": status, "host": "elsewhere", "pid": 4711, "from_step": 0}  # fmt: skip
+    attempt: dict[str, Any] = {"started": "2026-01-01T12:00:03Z", "status": status, "host": "elsewhere"}
+    attempt |= {"pid": 4711, "from_step": 0}
     if status not in ("RUNNING", "CLAIMED"):
         attempt |= {"ended": "2026-01-01T12:05:00Z", "step": steps} | ({"message": message} if message else {})
     sig = signature(config)
@@ -177,7 +190,9 @@ def write_sweep(
     top: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Path:
-    """A sweep over `axes` with baselines beside it in `train/`; job numbers in `fail`, `running`, `absent` are not done.
+    """A sweep over `axes` with baselines beside it in `train/`.
+
+    Jobs with a number in `fail`, `running` or `absent` are not done.
 
     Returns:
         The sweep's directory.

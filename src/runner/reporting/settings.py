@@ -135,7 +135,7 @@ def find_columns(settings: Sequence[Setting], axes: Sequence[str]) -> Columns:
         name = key.removesuffix("._target_")
         if name not in values:
             values[name] = [_shown(setting, key) for setting in settings]
-    names, implied = list(values), []
+    names, implied = list(values), list[str]()
     if asked or len(names) > MOST_COLUMNS:
         names = names[:asked]  # what the command varies is always a column
         for name in list(values)[asked:]:

@@ -38,8 +38,8 @@ def table_html(table: Table, columns: Sequence[Column], chosen: str) -> str:
         line = "".join(_cell(row, column, cell, extra) for column, cell in zip(columns, cells, strict=True))
         body.append(f'<tr class="{row.kind}" data-row={i}>{line}</tr>')
     return (
-        f'<div class=scroll tabindex=0><table class="results few one"><thead><tr class=over>{over}</tr><tr class=names>{names}'
-        f"</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+        f'<div class=scroll tabindex=0><table class="results few one"><thead><tr class=over>{over}</tr>'
+        f"<tr class=names>{names}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
 
 
