@@ -22,12 +22,15 @@ GROUPS = (
     "head",
     "adapter",
     "weighting",
+    "finetune",
     "merge",
+    "merging",
     "optimizer",
     "scheduler",
     "trainer",
     "tracking",
     "launch",
+    "sweep",
 )
 """The config groups, in the order in which `runner ls` shows them."""
 

@@ -12,7 +12,7 @@ from runner.errors import EXIT_DONE, EXIT_STOPPED
 from runner.tracking.console import make_console
 from runner.tracking.jsonl import MetricsFile
 from runner.tracking.panels import Panel, write_panels
-from runner.tracking.table import result_table, shell_path, summary_line
+from runner.tracking.table import delta_lines, result_table, shell_path, summary_line
 from runner.tracking.wandb_sink import WandbSink
 
 log = logging.getLogger("runner")
@@ -150,6 +150,8 @@ class Tracker:
                 ascii_only=self._console.ascii_only,
             )
         )
+        for line in delta_lines(result, self._console.ascii_only):
+            self._console.text(line)
         self._console.text(summary_line(result))
         self._wandb.summary(result)
 

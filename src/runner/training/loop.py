@@ -35,6 +35,7 @@ from runner.training.processes import Processes
 from runner.training.result import write_result
 from runner.training.second_forward import second_losses
 from runner.training.selection import Selection
+from runner.training.start import start
 from runner.types import Batch
 from runner.weighting.engine import Engine, NonFiniteLoss
 
@@ -60,6 +61,7 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
 
     # ---- data, model, method ------------------------------------------------------------------------------------
     parts = assemble(config)
+    start(parts, run)
     model, tasks = parts.model.to(device), parts.tasks
     train_sets, validation_sets = parts.mixture.datasets("train"), parts.mixture.datasets("validation")
     reach = probe_reach(parts)
@@ -124,7 +126,7 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
     tracker: Tracker | None = None
     attempt = run.begin_attempt(step) if processes.main else 0
     if processes.main:
-        tracker = Tracker(run.path, config, attempt, run.info()["wandb_id"], step)
+        tracker = Tracker(run.path, config, attempt, run.info()["wandb_id"], step, group=run.info().get("sweep"))
         tracker.message(_opening(step, total_steps, newest, parts))
     notice = tracker.notice if tracker is not None else lambda text: None
     if len(train_sets) > 1 and has_batchnorm(model):

@@ -15,6 +15,7 @@ from runner.files import write_json
 from runner.launching.rundir import RunDirectory
 from runner.tracking import Tracker
 from runner.training.assemble import Parts
+from runner.training.comparison import compare
 from runner.training.evaluate import evaluate
 from runner.training.processes import Processes
 from runner.training.selection import Selection
@@ -83,6 +84,7 @@ def write_result(
         "device": processes.device.type,
         "signature": run.info()["signature"],
     }
+    result |= compare(run.config(), run.info().get("needs", []), results, parts.tasks, split)
     if tracker is not None:
         write_json(run.path / "result.json", result)
         tracker.table(result, parts.tasks)
