@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from runner.config.signature import flatten
-from runner.reporting.baselines import GIVEN, Baseline, Pool, given_baseline, needed_runs
+from runner.reporting.baselines import GIVEN, Baseline, Pool, base_key, given_baseline, needed_runs
 from runner.reporting.costs import costs, summed_costs
 from runner.reporting.delta_m import RULES, DeltaM, delta_m
 from runner.reporting.model import Metric, Report, Row, Table
@@ -50,12 +50,12 @@ def build(found: Found, *, split: str | None = None, baseline: str | None = None
     tables = []
     for (mixture, name), by_tasks in groups.items():
         singles = _take_singles(by_tasks)
-        pool = Pool([run for run in singles if run.state == "completed" and run.verb == "train"], split)
+        zero = [run for run in singles if run.state == "completed" and run.verb == "train"]
         for runs in by_tasks.values():
             own = [run for run in runs if run.given]
             if own:
                 maker = _Maker(own, trained, mixture, name, split, [s.axes for s in found.sweeps])
-                tables.append(maker.table(pool, fixed, baseline == "none", chosen))
+                tables.append(maker.table(zero, fixed, baseline == "none", chosen))
         if singles and by_tasks:
             own = [run for run in singles if run.given and run.state != "completed"]
             tables[-1].unfinished += own
@@ -120,33 +120,45 @@ class _Maker:
         self.directions, self.heads = self._describe()
         self.metrics = self._metrics()
 
-    def table(self, pool: Pool, fixed: Baseline | None, no_baseline: bool, chosen: str) -> Table:
-        rows = [self._row(setting) for setting in self.settings]
+    def table(self, single: Sequence[Run], fixed: Baseline | None, no_baseline: bool, chosen: str) -> Table:
+        """The table.
+
+        Args:
+            single: completed single-task runs of the same data. fixed: the baseline of all, instead of theirs.
+            no_baseline: leave Δm out. chosen: the Δm definition that rows are ordered by.
+        """
+        pool = Pool(single, self.settings, self.tasks, self.chosen_split)
         zeros: dict[str, Baseline] = {}
         undefined: set[str] = set()
-        for row in rows:
-            zero: tuple[str, Baseline] | None = None
-            if fixed is not None and fixed.covers(self.tasks):
-                zero = ("given", fixed)
-            elif row.setting is not None and fixed is None and not no_baseline:
-                zero = pool.find(row.setting, self.settings, self.tasks)
-            if zero is not None:
-                zeros[zero[0]] = zero[1]
-                mean = zero[1].mean(self.tasks)
-                seeds = {seed: run.values(self.chosen_split) for seed, run in row.setting.runs.items()}  # type: ignore[union-attr]
-                row.samples = {**row.samples, **self._changes(seeds, mean, undefined)}
+        rows = []
+        for setting in self.settings:
+            row = self._row(setting)
+            rows.append(row)
+            zero = None if no_baseline else pool.find(setting) if fixed is None else fixed
+            if zero is not None and zero.covers(self.tasks):
+                zeros.setdefault(f"{digest(zero.samples)}{base_key(setting.config)}", zero)
+                seeds = {seed: run.values(self.chosen_split) for seed, run in setting.runs.items()}
+                row.samples = {**row.samples, **self._changes(seeds, zero.mean(self.tasks), undefined)}
         bases = self._baseline_rows(zeros.values())
         self._judge(rows)
         rows.sort(key=lambda row: self._order(row, chosen))
         published = self._published()
         for row in (*bases, *published):
             row.spreads = {key: spread(samples) for key, samples in row.samples.items()}
-        used = [name for name in RULES if any(f"Δm/{name}" in row.samples for row in rows)]
-        words = "; ".join(dict.fromkeys(baseline.words for baseline in zeros.values()))
         return Table(
-            self.tasks, self.split, self.mixture, [*bases, *published, *rows], self.metrics, self.columns,
-            used, words, self.unfinished, self.repeated, sorted(pool.loose), sorted(undefined),
-        )  # fmt: skip
+            tasks=self.tasks,
+            split=self.split,
+            mixture=self.mixture,
+            rows=[*bases, *published, *rows],
+            metrics=self.metrics,
+            columns=self.columns,
+            definitions=[name for name in RULES if any(f"Δm/{name}" in row.samples for row in rows)],
+            baseline="; ".join(dict.fromkeys(baseline.words for baseline in zeros.values())),
+            unfinished=self.unfinished,
+            repeated=self.repeated,
+            loose=pool.loose,
+            undefined=sorted(undefined),
+        )
 
     def _describe(self) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
         """Directions and headline metrics, from the results and, before there are any, from the configuration."""
@@ -156,6 +168,8 @@ class _Maker:
             for task, known in (run.result.get("directions") or {}).items():
                 directions.setdefault(task, {}).update(known)
             heads |= {t: h for t, h in (run.result.get("headline") or {}).items() if t not in heads}
+        for known in directions.values():
+            known.setdefault("loss", "down")  # nobody's metric, but less of it is always better
         return directions, heads
 
     def _metrics(self) -> list[Metric]:
@@ -164,7 +178,7 @@ class _Maker:
             names = dict.fromkeys(m for run in self.done for m in run.values(self.chosen_split).get(task, {}))
             head = self.heads.get(task) or next((name for name in names if name != "loss"), "loss")
             for name in sorted(names, key=lambda name: (name != head, name == "loss")):
-                better = self.directions.get(task, {}).get(name) or ("down" if name == "loss" else "")
+                better = self.directions.get(task, {}).get(name, "")
                 found.append(Metric(task, name, better, name == head))
         return found
 
@@ -177,7 +191,7 @@ class _Maker:
             for cost, value in costs(run.result).items():
                 samples.setdefault(cost, {})[seed] = value
         label = setting.label or str(next(iter(setting.all_runs)).info.get("name") or "all runs")
-        return Row("setting", label, setting.cells, dict(samples), len(setting.runs), setting, setting.all_runs)
+        return Row("setting", label, setting.cells, {**samples}, len(setting.runs), setting, setting.all_runs)
 
     def _changes(self, seeds: Mapping[int | str, Values], mean: Values, undefined: set[str]) -> dict[str, Samples]:
         """Δm by every definition, per seed."""
@@ -188,7 +202,7 @@ class _Maker:
                 change: DeltaM = delta_m(name, results, mean, self.directions, headlines=self.heads)  # type: ignore[arg-type]
                 undefined.update(change.undefined)
                 found.setdefault(f"Δm/{name}", {})[seed] = change.value
-        return dict(found)
+        return {**found}
 
     def _baseline_rows(self, baselines: Iterable[Baseline]) -> list[Row]:
         """A row for each baseline; those with the same numbers share one, without the cells in which they differ."""

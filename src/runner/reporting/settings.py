@@ -18,7 +18,7 @@ from runner.reporting.read import Run
 NOT_A_SETTING = frozenset({"seed", "baseline", "reference", "sweep", "sweep_dir"})
 """Top-level keys, besides those that do not affect weights, in which runs of one setting may differ."""
 
-BASELINE_FREE = ("architecture", "weighting", "merge", "tasks")
+BASELINE_FREE = ("architecture", "weighting", "merge", "merging", "tasks")
 """Sections in which a single-task baseline differs from the runs it is the zero of."""
 
 MOST_COLUMNS = 6
