@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +14,7 @@ import yaml
 from PIL import Image
 
 from runner.config.compose import compose
+from runner.config.derive import on_tasks
 from runner.config.freeze import finalize
 from runner.config.signature import signature
 from runner.launching.rundir import SCHEMA
@@ -54,10 +54,19 @@ def base_config(*overrides: str) -> str:
 
 
 def make_config(overrides: Iterable[str] = (), **top: Any) -> dict[str, Any]:
-    """A configuration; overrides other than options and seeds go through Hydra, top-level keys are set."""
-    words = [word for word in overrides if not word.startswith("seed=")]
-    seeds = [int(word.removeprefix("seed=")) for word in overrides if word.startswith("seed=")]
-    return yaml.load(base_config(*words), yaml.CSafeLoader) | ({"seed": seeds[-1]} if seeds else {}) | top
+    """A configuration: Hydra composes the options, single keys are set in what it gives."""
+    pairs = [(word.lstrip("+"), *word.lstrip("+").partition("=")[::2]) for word in overrides]
+    options = [word for word, key, _ in pairs if key != "seed" and "." not in key]
+    config = yaml.load(base_config(*options), yaml.CSafeLoader)
+    for word, key, value in pairs:
+        if word not in options:
+            *sections, last = key.split(".")
+            place = config
+            for section in sections:
+                place = place[section]
+            assert last in place, word
+            place[last] = yaml.safe_load(value)
+    return config | top
 
 
 def final_values(
@@ -202,8 +211,8 @@ def write_sweep(
     for seed in baseline_seeds:
         zero[seed] = {}
         for task in TASKS:
-            words = [f"tasks=[{task}]", "architecture=single_task", f"seed={seed}"]
-            config = copy.deepcopy(make_config(words)) | dict(top or {})
+            words = [f"tasks=[{task}]", f"seed={seed}"]
+            config = on_tasks(make_config([f"seed={seed}"], **dict(top or {})), [task], f"demo/single/{task}")
             name = f"20260101T1200{seed:02}Z-{signature(config)}-{len(needs):04x}"
             run = write_run(folder / "train" / "demo" / name, config, words, **options)
             zero[seed] |= json.loads((run / "result.json").read_text())["tasks"]
@@ -212,7 +221,7 @@ def write_sweep(
     for key, texts in axes.items():
         grid = [[*words, f"{key}={text}"] for words in grid for text in texts]
     for number, words in enumerate(grid):
-        config = copy.deepcopy(make_config(words)) | dict(top or {})
+        config = make_config(words, baseline="auto", **dict(top or {}))
         place = f"jobs/{number:03}-{signature(config)}"
         jobs.append({"number": number, "overrides": words, "signature": signature(config), "directory": place})
         if number in absent:

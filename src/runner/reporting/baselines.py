@@ -140,7 +140,7 @@ def given_baseline(word: str, split: str | None) -> Baseline:
         raise UserError(f"--baseline: no run in '{word}' is completed", "", f"runner status {word}")
     fewest = min(len(run.values(split)) for run in runs)
     runs = [run for run in runs if len(run.values(split)) == fewest]  # single-task runs where there are any
-    settings = {digest(without(deciding(run.config), ("tasks",))) for run in runs}
+    settings = {base_key(run.config) if fewest == 1 else digest(deciding(run.config)) for run in runs}
     if len(settings) > 1:
         raise UserError(
             f"--baseline: '{word}' holds runs of {len(settings)} settings", "give a folder with runs of one setting"
