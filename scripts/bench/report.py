@@ -5,8 +5,8 @@
 
 Bars: 500 runs in 5 s; a page of 3 MB without panels; first paint after 1 s; no message on the console. Each run holds
 100 log points of four tasks with weights and gradient conflict, about 330 KB, as a real run of a gradient method does.
-The time is that of a fresh process, the imports counted; the bar is held against the processor time, which other work on
-the machine does not change. The files have just been written, so they are in memory.
+The time is that of a fresh process, the imports counted; the bar is held against the processor time, which other work
+on the machine does not change. The files have just been written, so they are in memory.
 """
 
 from __future__ import annotations

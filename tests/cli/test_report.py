@@ -86,7 +86,7 @@ def test_what_is_wrong_is_said(words, message, capsys):
 
 
 def test_wrong_options_are_said_all_at_once(capsys):
-    assert main(["report", ".", "--delta-m", "x", "--split", "y", "--panels-mb", "-1"]) == 2
+    assert main(["report", ".", "--delta-m", "x", "--split", "y", "--panels-mb=-1"]) == 2
     assert capsys.readouterr().err.count("error:") == 3
 
 

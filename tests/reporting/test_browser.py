@@ -111,13 +111,13 @@ def test_every_choice_draws_again(browser):
     browser.value("""for (const list of document.querySelectorAll('select')) for (const option of list.options) {
         list.value = option.value; list.dispatchEvent(new Event('change')); }""")
     browser.value("for (const box of document.querySelectorAll('input')) box.click()")
-    assert browser.problems == [] and count(browser, "[data-part=curves] svg") == 4
+    assert browser.problems == [] and count(browser, "[data-part=curves] .card svg") == 4
 
 
 def test_the_pointer_is_told_values(browser):
     browser.value("""const over = document.querySelector('[data-part=curves] svg > rect');
-        const box = over.getBoundingClientRect();
-        over.dispatchEvent(new PointerEvent('pointermove', {clientX: box.left + box.width / 2, clientY: box.top + 5}))""")
+        const box = over.getBoundingClientRect(), clientX = box.left + box.width / 2, clientY = box.top + 5;
+        over.dispatchEvent(new PointerEvent('pointermove', {clientX, clientY}))""")
     assert browser.value("document.getElementById('tip').textContent").startswith("step ")
 
 
@@ -140,8 +140,8 @@ def test_light_and_dark_and_paper(browser, tmp_path):
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF") and browser.problems == []
 
 
-def test_five_hundred_runs(root):
-    """The bars: 5 s, 3 MB, first paint in 1 s; the script prints and checks them, with room for a busy machine."""
-    command = [sys.executable, str(root / "scripts" / "bench" / "report.py"), "--runs", "500", "--slack", "4"]
+def test_the_benchmark(root):
+    """The script that holds the page against its bars runs; with fewer runs than they speak of, to be quick."""
+    command = [sys.executable, str(root / "scripts" / "bench" / "report.py"), "--runs", "120", "--slack", "2"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

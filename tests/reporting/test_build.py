@@ -242,3 +242,40 @@ def test_nothing_completed_yet(tmp_path):
     (table,) = report(tmp_path).tables
     assert not table.rows and [run.state for run in table.unfinished] == ["running"]
     assert table.title == "segmentation, depth, normals, edge on rooms (test)"
+
+
+def test_one_run_says_what_its_own_result_says(tmp_path):
+    """Against one seed of the baseline the report's Δm is the one in result.json."""
+    zero = {task: {m: 1.1 * end for m, (_, _, end) in metrics.items()} for task, metrics in TASKS.items()}
+    run = write_run(tmp_path / "run", make_config(baseline="auto"), extra={"baseline": zero}, rows=0)
+    own = {name: delta_m(name, value_of(run), zero, DIRECTIONS, headlines=HEADLINE).value for name in RULES}
+    (table,) = report(tmp_path).tables
+    assert {name: table.rows[-1].samples[f"Δm/{name}"][0] for name in RULES} == pytest.approx(own)
+
+
+def test_merges_without_a_mixture_are_rows_too(tmp_path):
+    for scale in (0.3, 0.5):
+        config = {"merge": {"_target_": "runner.merging.rules.TaskArithmetic", "scale": scale}, "models": ["a", "b"]}
+        write_run(tmp_path / str(scale), config, [f"merge.scale={scale}"], verb="merge", rows=0, info={"seed": None})
+    write_run(tmp_path / "train", make_config())
+    merged = next(table for table in report(tmp_path).tables if not table.mixture)
+    assert merged.columns.names == ["merge.scale"] and [row.n for row in merged.rows] == [1, 1]
+    assert merged.title == "segmentation, depth, normals, edge"
+
+
+def test_merged_runs_are_measured_against_their_experts(tmp_path):
+    """Experts are single-task runs under the same settings: what a merge loses is its Δm."""
+    target = {"_target_": "runner.merging.rules.TaskArithmetic"}
+    needs = []
+    for task in TASKS:
+        config = make_config(tasks=[task])
+        config["mixture"]["tasks"] = {task: config["mixture"]["tasks"][task]}
+        expert = write_run(tmp_path / "experts" / task, config, rows=0)
+        signature = json.loads((expert / "run.json").read_text())["signature"]
+        needs.append({"role": "expert", "tasks": [task], "path": str(expert), "signature": signature})
+    merged = make_config(merge=target, merging={"examples": 400})
+    write_run(tmp_path / "merged", merged, gain=-0.1, rows=0, info={"needs": needs})
+    (table,) = report(tmp_path / "merged").tables
+    assert table.rows[0].kind == "baseline" and len(table.rows[0].runs) == 4
+    assert table.rows[1].spreads["Δm/survey"].mean == pytest.approx(-10, abs=2)
+    assert not table.loose
