@@ -286,7 +286,7 @@ def _refuse_other(folder: Path, space: Space, objective: Objective) -> None:
 def _last_words(folder: Path, search: Any, trials: Trials) -> None:
     """Tables, pictures and commands."""
     from runner.tuning.plots import write_plots
-    from runner.tuning.summary import best_trials, command, counts, importances, own, table
+    from runner.tuning.summary import best_trials, command, counts, importances, own, summarise, table
 
     study, objective = search.study, search.objective
     every = search.trials()
@@ -298,11 +298,12 @@ def _last_words(folder: Path, search: Any, trials: Trials) -> None:
         several = objective.count > 1
         print()
         print_table(*table(study, objective, search.space), title="on the front: *" if several else "the best trials")
-        shares = importances(study, objective)
+        shares = importances(study)
+        write_json(folder / "tune.json", summarise(study, objective, search.elapsed_s, shares))
         if shares:
             print()
             print_table(["importance", "share"], [[key, f"{share:.2f}"] for key, share in shares.items()])
-        for path in write_plots(folder, study, objective):
+        for path in write_plots(folder, study, objective, shares):
             print(f"plot    {_short(path)}")
         for trial in best_trials(study):
             which = f"trial {trial.number}" if several else f"the best, trial {trial.number}"

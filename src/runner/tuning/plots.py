@@ -11,18 +11,17 @@ from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial, TrialState
 
 from runner.tuning.objective import Objective
-from runner.tuning.summary import best_trials, importances, own
+from runner.tuning.summary import best_trials, own
 
 BLUE, ORANGE, GREY = "#1f5fa8", "#d9730d", "#9a9a9a"
 
 
-def write_plots(folder: Path, study: optuna.Study, objective: Objective) -> list[Path]:
+def write_plots(folder: Path, study: optuna.Study, objective: Objective, shares: dict[str, float]) -> list[Path]:
     """Write the pictures that there is something to show in; returns their paths."""
     trials = study.get_trials(deepcopy=False)
     if not own(trials):
         return []
     written = [_save(_history(trials, study, objective), folder / "history.png")]
-    shares = importances(study, objective)
     if shares:
         written.append(_save(_importance(shares), folder / "importance.png"))
     if objective.count > 1:

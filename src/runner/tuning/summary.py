@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shlex
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.importance import get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
 from runner.config.schema import TuneConfig
@@ -64,8 +64,16 @@ def write_sweep(
         write_json(path, sweep)
 
 
-def summarise(study: optuna.Study, objective: Objective, elapsed_s: float) -> dict[str, Any]:
-    """tune.json."""
+def summarise(
+    study: optuna.Study, objective: Objective, elapsed_s: float, shares: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """tune.json.
+
+    Args:
+        study, objective: of the search.
+        elapsed_s: seconds spent on it.
+        shares: importances, once the search has ended.
+    """
     trials = study.get_trials(deepcopy=False)
     completed = [t for t in trials if t.state == TrialState.COMPLETE]
     return {
@@ -74,7 +82,7 @@ def summarise(study: optuna.Study, objective: Objective, elapsed_s: float) -> di
         "better": [{"↑": "higher", "↓": "lower"}.get(arrow, "") for arrow in objective.arrows],
         "elapsed_s": round(elapsed_s, 1),
         "best": [t.number for t in best_trials(study)] if completed else [],
-        "importance": importances(study, objective),
+        "importance": dict(shares or {}),
         "trials": [_trial(trial, objective) for trial in trials],
     }
 
@@ -111,16 +119,20 @@ def best_trials(study: optuna.Study) -> list[FrozenTrial]:
     return found[:1] if len(study.directions) == 1 else found
 
 
-def importances(study: optuna.Study, objective: Objective) -> dict[str, float]:
+def importances(study: optuna.Study) -> dict[str, float]:
     """Parameter → share of the objective's variation that it explains (PED-ANOVA, Watanabe et al. 2023,
     arXiv 2304.10255), the largest first; empty where too few trials completed to tell.
     """
     trials = own(study.get_trials(deepcopy=False))
     if len(trials) < LEAST or len({tuple(t.values) for t in trials}) < 2:
         return {}
+    from optuna.importance import get_param_importances  # slow to import: it looks for scikit-learn
+
     if len(study.directions) == 1:
         return dict(get_param_importances(study))
-    parts = [get_param_importances(study, target=lambda t, k=k: t.values[k]) for k in range(len(study.directions))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that low values count as good: they do, everything is minimised
+        parts = [get_param_importances(study, target=lambda t, k=k: t.values[k]) for k in range(len(study.directions))]
     mean = {key: sum(part.get(key, 0.0) for part in parts) / len(parts) for key in parts[0]}
     return dict(sorted(mean.items(), key=lambda item: -item[1]))
 
