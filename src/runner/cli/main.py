@@ -15,6 +15,7 @@ from runner.errors import EXIT_DONE, EXIT_FAILED, Problem, UserError, suggest
 VERBS: dict[str, tuple[str, str]] = {
     "train": ("train", "train one configuration, or many with -m"),
     "eval": ("evaluate", "evaluate a checkpoint of a run"),
+    "tune": ("tune", "search hyperparameters, one run per trial"),
     "export": ("export", "write a run as a Hugging Face folder"),
     "rerun": ("rerun", "run a frozen configuration again and compare the numbers"),
     "resume": ("resume", "go on with a run that was stopped or killed"),

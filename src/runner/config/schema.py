@@ -189,6 +189,21 @@ class EvalKeys:
     run_dir: str | None = None
 
 
+@dataclass(frozen=True)
+class TuneConfig:
+    """`tune`: the settings of `runner tune`; `configs/tune.yaml` explains each."""
+
+    sampler: Literal["tpe", "random", "grid", "nsga2"] = "tpe"
+    objective: str | list[str] = "relative"
+    pruner: Literal["none", "median", "hyperband"] = "none"
+    trials: PositiveInt | None = None
+    hours: PositiveFloat | None = None
+    startup: PositiveInt = 10
+    seed: NonNegativeInt = 0
+    jobs: PositiveInt = 1
+    dir: str | None = None
+
+
 SECTIONS: dict[str, type] = {
     "trainer": TrainerConfig,
     "finetune": FinetuneConfig,
