@@ -161,30 +161,6 @@ class Switch(MergedModule):
         return cls(model, strategy, tuple(shapes), empty(floating), empty(floating), parts, plain["state"])
 
 
-class Ensemble(MergedModule):
-    """All experts side by side; their outputs or features are averaged, see `strategies.output_ensemble`."""
-
-    def __init__(self, model: nn.Module, experts: Mapping[str, Mapping[str, Tensor]]) -> None:
-        super().__init__()
-        self.frame = frame_of(model)
-        self.experts = nn.ModuleDict({name: Bank(tensors) for name, tensors in experts.items()})
-
-    def forward(self, group: Group, tasks: Sequence[str]) -> dict[str, Tensor]:
-        outputs = [self.run(dict(bank.items()), group, tasks) for bank in self.experts.values()]  # type: ignore[operator]
-        return {task: _mean_prediction([o[task] for o in outputs]) for task in tasks}
-
-    @classmethod
-    def restore(cls, strategy: Merge, model: nn.Module, plain: Mapping[str, Any], shapes: Shapes) -> MergedModule:
-        return cls(model, {name: empty(tensors) for name, tensors in shapes.items()})
-
-
-def _mean_prediction(outputs: Sequence[Tensor]) -> Tensor:
-    """The mean of raw predictions."""
-    return torch.stack(list(outputs)).mean(0)
-
-
-
-
 def rebuild(strategy: Merge, model: nn.Module, plain: Mapping[str, Any] | None, shapes: Shapes) -> nn.Module:
     """What a checkpoint's tensors fit into: the model itself, or the strategy's module."""
     if plain is None:
