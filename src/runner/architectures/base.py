@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from runner.backbones.base import Backbone
 from runner.errors import Problem, UserError
-from runner.types import Group
+from runner.types import Group, Prediction
 
 
 class Architecture(nn.Module):
@@ -21,8 +21,11 @@ class Architecture(nn.Module):
 
     heads: nn.ModuleDict
 
-    def forward(self, group: Group, tasks: Sequence[str]) -> dict[str, Tensor]:
-        """Predictions by task name, for the asked-for tasks and with no work for the others."""
+    def forward(self, group: Group, tasks: Sequence[str]) -> dict[str, Prediction]:
+        """Predictions by task name, for the asked-for tasks and with no work for the others.
+
+        Where gradients are on, a prediction may come with others to train beside it (`Supervised`).
+        """
         raise NotImplementedError
 
     def all_backbones(self) -> list[Backbone]:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from runner.backbones.base import Backbone
+from runner.backbones.staged import StageRun
 from runner.errors import UserError
 from runner.specs import FeatureSpec, InputSpec
 from runner.types import Features
@@ -20,7 +21,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class ImageBackbone(Backbone):
     """pixels (B, 3, H, W) in [0, 1] of any size → a pyramid and a pooled vector.
 
-    A subclass implements `stages` and `pool`. Level l of the pyramid has ceil(H / stride_l) × ceil(W / stride_l)
+    A subclass implements `stages` and `pool`, and `stem` and `stage` for those who drive it stage by stage
+    (`runner.backbones.staged`). Level l of the pyramid has ceil(H / stride_l) × ceil(W / stride_l)
     cells; a cell covers stride_l × stride_l pixels counted from the top left corner, so that heads that upsample by
     the stride and crop are aligned for every image size.
 
@@ -49,12 +51,20 @@ class ImageBackbone(Backbone):
 
     def forward(self, inputs: dict[str, Tensor]) -> Features:
         """Features of `inputs["pixels"]`."""
-        pixels_BCHW = inputs["pixels"]
+        x_BCHW = self._prepare(inputs["pixels"])
+        return self._features(self.stages(x_BCHW), inputs["pixels"].shape[-2:])
+
+    def _prepare(self, pixels_BCHW: Tensor) -> Tensor:
+        """Normalised images, padded to whole cells."""
         height, width = pixels_BCHW.shape[-2:]
         x_BCHW = (pixels_BCHW - self.mean) / self.std
         if width % self.multiple or height % self.multiple:
             x_BCHW = F.pad(x_BCHW, (0, -width % self.multiple, 0, -height % self.multiple))
-        levels = self.stages(x_BCHW)
+        return x_BCHW
+
+    def _features(self, levels: list[Tensor], size: Sequence[int]) -> Features:
+        """What the wanted kinds of tasks read of the trunk's outputs."""
+        height, width = size
         features = Features(size=(height, width))
         if "pooled" in self.wanted:
             features.pooled = self.pool(levels)
@@ -64,6 +74,44 @@ class ImageBackbone(Backbone):
                 for level_BCHW, stride in zip(self.pyramid(levels), self.spec.strides, strict=True)
             ]
         return features
+
+    @property
+    def stage_channels(self) -> tuple[int, ...]:
+        """Channels of the state after each stage."""
+        return self.spec.channels
+
+    @property
+    def inner_channels(self) -> tuple[int, ...]:
+        """Channels of the inner map of each stage."""
+        return self.stage_channels
+
+    @property
+    def stage_strides(self) -> tuple[int, ...]:
+        """Input pixels per cell of the state after each stage."""
+        return self.spec.strides
+
+    def begin(self, inputs: dict[str, Tensor]) -> tuple[Tensor, StageRun]:
+        """Images → what the first stage reads."""
+        x_BCHW = self._prepare(inputs["pixels"])
+        height, width = inputs["pixels"].shape[-2:]
+        run = StageRun(size=(height, width))
+        return self.stem(x_BCHW, run), run
+
+    def collect(self, states: list[Tensor], run: StageRun) -> Features:
+        """The states after every stage → features."""
+        return self._features(self.stage_levels(states, run), run.size or ())
+
+    def stem(self, x_BCHW: Tensor, run: StageRun) -> Tensor:
+        """What comes before the first stage; the base has nothing there."""
+        return x_BCHW
+
+    def stage(self, index: int, x: Tensor, run: StageRun) -> tuple[Tensor, Tensor]:
+        """One stage: (what enters its last block, its output), the same tensor twice where it has one block."""
+        raise NotImplementedError
+
+    def stage_levels(self, states: list[Tensor], run: StageRun) -> list[Tensor]:
+        """The states after every stage → what `stages` gives."""
+        return states
 
     def stages(self, x_BCHW: Tensor) -> list[Tensor]:
         """The trunk's outputs for normalised, padded images; what they are is the subclass's business."""

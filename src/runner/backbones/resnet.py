@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from runner.backbones.image import IMAGENET_MEAN, IMAGENET_STD, ImageBackbone
 from runner.backbones.pretrained import make_trunk
+from runner.backbones.staged import StageRun, through
 from runner.config.kinds import NonNegativeInt
 from runner.errors import UserError
 from runner.specs import FeatureSpec, InputSpec
@@ -91,6 +92,12 @@ class ResNet(ImageBackbone):
 
     def stages(self, x_BCHW: Tensor) -> list[Tensor]:
         return list(self.trunk(x_BCHW, output_hidden_states=True).hidden_states[1:])
+
+    def stem(self, x_BCHW: Tensor, run: StageRun) -> Tensor:
+        return self.trunk.embedder(x_BCHW)
+
+    def stage(self, index: int, x: Tensor, run: StageRun) -> tuple[Tensor, Tensor]:
+        return through(self.trunk.encoder.stages[index].layers, x)
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

@@ -15,9 +15,12 @@ from runner.errors import EXIT_DONE, EXIT_FAILED, Problem, UserError, suggest
 VERBS: dict[str, tuple[str, str]] = {
     "train": ("train", "train one configuration, or many with -m"),
     "eval": ("evaluate", "evaluate a checkpoint of a run"),
+    "export": ("export", "write a run as a Hugging Face folder"),
+    "rerun": ("rerun", "run a frozen configuration again and compare the numbers"),
     "resume": ("resume", "go on with a run that was stopped or killed"),
     "status": ("status", "what runs there are and how far they are"),
     "diff": ("diff", "compare two runs or two options: configuration and metrics"),
+    "report": ("report", "compare runs: a table with seeds collapsed, and a page with curves"),
     "ls": ("ls", "list groups and options"),
     "show": ("show", "print an option with its comments"),
     "cp": ("cp", "copy an option to make it your own"),

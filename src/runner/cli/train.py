@@ -45,8 +45,8 @@ def run(arguments: Sequence[str]) -> int:
         sweep.refuse(composed.problems)
         sweep.check_package(composed, request.flags)
         return sweep.hydra_answers(name, composed.overrides, request)
-    if request.multirun or composed.multirun:
-        return sweep.sweep(name, composed, request)
+    if request.multirun or composed.multirun or composed.config.launch.get("scheduler") == "slurm":
+        return sweep.sweep(composed, request, arguments)
     config = finalize(composed, data=not request.dry_run)  # a dry run says what is missing and goes on
     if request.dry_run:
         print_config(config)

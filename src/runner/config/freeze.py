@@ -130,7 +130,7 @@ def _complete(config: dict[str, Any], choices: Mapping[str, str]) -> None:
         config["mixture"]["tasks"] = {name: task for name, task in tasks.items() if name in config["tasks"]}
     if config.get("name") is None:
         config["name"] = choices.get("experiment") or choices.get("mixture") or "run"
-    for key in ("data_root", "output_dir", "run_dir"):
+    for key in ("data_root", "output_dir", "run_dir", "sweep_dir"):
         if config.get(key):
             config[key] = _absolute(config[key])
     if isinstance(config["baseline"], str) and config["baseline"] not in ("auto", "none"):

@@ -30,6 +30,7 @@ GROUPS = (
     "trainer",
     "tracking",
     "launch",
+    "sweep",
 )
 """The config groups, in the order in which `runner ls` shows them."""
 

@@ -10,7 +10,7 @@ from runner.config.keys import signature
 from runner.config.source import constant
 from runner.config.static import Report
 from runner.errors import Problem, UserError, suggest
-from runner.reporting.baselines import read_baseline
+from runner.reporting.given import read_baseline
 
 Config = Mapping[str, Any]
 

@@ -118,13 +118,40 @@ class TrackingConfig:
 
 
 @dataclass(frozen=True)
-class LaunchConfig:
-    """`launch`: processes and devices."""
+class SlurmConfig:
+    """`launch.slurm`: what is asked of Slurm; `configs/launch/slurm.yaml` explains each."""
 
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    time: str | PositiveInt | None = None
+    memory: str | None = None
+    nodes: PositiveInt = 1
+    cpus: PositiveInt | None = None
+    gpus: PositiveInt | str | None = None
+    max_parallel: PositiveInt | None = None
+    max_attempts: PositiveInt = 20
+    grace: PositiveInt = 120
+    setup: list[str] = field(default_factory=list)
+    container: str | None = None
+    python: str | None = None
+    extra: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class LaunchConfig:
+    """`launch`: processes and devices, and where jobs run."""
+
+    scheduler: Literal["local", "slurm"] = "local"
     num_processes: PositiveInt = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     port: PositiveInt | None = None
     threads: PositiveInt | None = None
+    jobs: PositiveInt = 1
+    gpus_per_job: NonNegativeInt | None = None
+    keep_going: bool = True
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
 
 
 @dataclass(frozen=True)
@@ -137,6 +164,7 @@ class TrainKeys:
     data_root: str = "data"
     output_dir: str = "outputs"
     run_dir: str | None = None
+    sweep_dir: str | None = None
     plugins: list[str] = field(default_factory=list)
     init: str | dict[str, Any] | None = None
     baseline: str | dict[str, dict[str, float]] | None = None

@@ -19,7 +19,7 @@ from runner.errors import UserError
 from runner.mixtures.base import Mixture
 from runner.specs import InputSpec
 from runner.tasks.base import Task
-from runner.types import Group
+from runner.types import Group, everything
 from runner.weighting.reach import Reach, find_reach
 
 
@@ -126,4 +126,4 @@ def probe_reach(parts: Parts) -> Reach:
     with torch.random.fork_rng(), torch.enable_grad():
         predictions = parts.model(probe_group(parts.inputs).to(device), list(parts.tasks))
     parts.model.train(was_training)
-    return find_reach({task: [predictions[task]] for task in parts.tasks}, trainable(parts.model))
+    return find_reach({task: everything(predictions[task]) for task in parts.tasks}, trainable(parts.model))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from runner.tasks.base import Task
-from runner.types import Batch
+from runner.types import Batch, Prediction, Supervised
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Forward:
         autocast: makes the context of mixed precision. Losses are taken outside of it.
     """
 
-    model: nn.Module | Callable[..., dict[str, Tensor]]
+    model: nn.Module | Callable[..., dict[str, Prediction]]
     tasks: Mapping[str, Task]
     device: torch.device
     autocast: Callable[[], AbstractContextManager]
@@ -35,6 +35,16 @@ class Forward:
             with self.autocast():
                 predictions = self.model(on_device, list(on_device.targets))
             for name, prediction in predictions.items():
-                loss = self.tasks[name].loss_sum(prediction, on_device.targets[name])
+                loss = _loss_sum(self.tasks[name], prediction, on_device.targets[name])
                 sums[name] = sums[name] + loss if name in sums else loss
         return sums
+
+
+def _loss_sum(task: Task, prediction: Prediction, target: Tensor) -> Tensor:
+    """The task's loss sum, that of intermediate supervision included; all have the same denominator."""
+    if not isinstance(prediction, Supervised):
+        return task.loss_sum(prediction, target)
+    loss = task.loss_sum(prediction.prediction, target)
+    for weight, auxiliary in prediction.auxiliary:
+        loss = loss + weight * task.loss_sum(auxiliary, target)
+    return loss

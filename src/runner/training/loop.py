@@ -126,7 +126,7 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
     tracker: Tracker | None = None
     attempt = run.begin_attempt(step) if processes.main else 0
     if processes.main:
-        tracker = Tracker(run.path, config, attempt, run.info()["wandb_id"], step)
+        tracker = Tracker(run.path, config, attempt, run.info()["wandb_id"], step, group=run.info().get("sweep"))
         tracker.message(_opening(step, total_steps, newest, parts))
     notice = tracker.notice if tracker is not None else lambda text: None
     if len(train_sets) > 1 and has_batchnorm(model):

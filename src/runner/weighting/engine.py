@@ -17,8 +17,9 @@ local means would be wrong wherever ranks hold different numbers of labelled pix
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -51,12 +52,26 @@ class StepReport:
     Attributes:
         losses: (K,) float32 on the CPU, NaN where the task had no label in this step.
         weights: (K,) the coefficient of each ∇L_k in the applied gradient, NaN likewise.
-        cosines: (K, K) cosines between per-task gradients, gradient methods only.
+        grad_norms: (K,) lengths of the per-task gradients that the method looked at (of the shared parameters, or of
+            the shared representation), without loss scale; NaN where the step did not need them.
+        cosines: (K, K) cosines between those gradients, NaN likewise.
+        solver_s: seconds that the method itself took on the host: the aggregation, without forward and backward passes.
+
+    The last three are on the CPU and cost no synchronisation with a GPU beyond that of the solve.
     """
 
     losses: Tensor
     weights: Tensor
-    cosines: Tensor | None = None
+    grad_norms: Tensor = field(default_factory=lambda: torch.empty(0))
+    cosines: Tensor = field(default_factory=lambda: torch.empty(0))
+    solver_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        tasks, nan = len(self.losses), float("nan")
+        if not self.grad_norms.numel():
+            self.grad_norms = torch.full((tasks,), nan)
+        if not self.cosines.numel():
+            self.cosines = torch.full((tasks, tasks), nan)
 
 
 class Engine:
@@ -174,14 +189,15 @@ class Engine:
         if broken:
             raise NonFiniteLoss(broken)
         losses = self.losses[self.present].float()
-        cosines = None
+        looked_at = {}
+        self.solver_s = 0.0
         if self.per_task and not self.known:
-            cosines = self._combine_per_task(losses)
+            looked_at = self._cosines(self._combine_per_task(losses))
         else:
             self._reduce_gradients([self.parameters[i] for i in self.reach.of(self.present)])
         self._own_gradient(losses)
         self.weighting.end_step(losses, self._present)
-        return StepReport(self._spread(losses), self._spread(self.weights.detach()), cosines)
+        return StepReport(self._spread(losses), self._spread(self.weights), solver_s=self.solver_s, **looked_at)
 
     # ---- loss-only ------------------------------------------------------------------------------------------------
 
@@ -249,7 +265,9 @@ class Engine:
         self._reduce_gradients([self.parameters[i] for k in self.present for i in self.reach.specific[self.tasks[k]]])
         rows = torch.tensor(self.present)
         gram = gram_matrix(grads_KP)[rows[:, None], rows] / self.scale**2
+        began = time.perf_counter()
         shared = self._solve(gram, losses)
+        self.solver_s = time.perf_counter() - began
         if shared is None:
             weights_K = torch.zeros(len(self.tasks), device=self.device)
             weights_K[self.present] = self.weights
@@ -261,10 +279,15 @@ class Engine:
         for weight, k in zip(self.head_weights, self.present, strict=True):
             for i in self.reach.specific[self.tasks[k]]:
                 self.parameters[i].grad.mul_(weight)  # type: ignore[union-attr]
+        return gram
+
+    def _cosines(self, gram: Tensor) -> dict[str, Tensor]:
+        """Of the Gram matrix (k, k) of the present tasks: what the report says of their gradients."""
+        rows = torch.tensor(self.present)
         norms = gram.diagonal().clamp_min(0).sqrt()
         cosines = torch.full((len(self.tasks), len(self.tasks)), float("nan"))
         cosines[rows[:, None], rows] = (gram / (norms[:, None] * norms).clamp_min(1e-30)).float()
-        return cosines
+        return {"grad_norms": self._spread(norms), "cosines": cosines}
 
     def _solve(self, gram: Tensor, losses: Tensor) -> Tensor | None:
         """Sets the coefficients; returns the shared gradient (P,) where it is not simply their combination."""
