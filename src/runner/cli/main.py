@@ -15,6 +15,7 @@ from runner.errors import EXIT_DONE, EXIT_FAILED, Problem, UserError, suggest
 VERBS: dict[str, tuple[str, str]] = {
     "train": ("train", "train one configuration, or many with -m"),
     "eval": ("evaluate", "evaluate a checkpoint of a run"),
+    "merge": ("merge", "merge checkpoints from anywhere into one model"),
     "resume": ("resume", "go on with a run that was stopped or killed"),
     "status": ("status", "what runs there are and how far they are"),
     "diff": ("diff", "compare two runs or two options: configuration and metrics"),
