@@ -17,6 +17,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "eval": ("evaluate", "evaluate a checkpoint of a run"),
     "export": ("export", "write a run as a Hugging Face folder"),
     "rerun": ("rerun", "run a frozen configuration again and compare the numbers"),
+    "merge": ("merge", "merge checkpoints from anywhere into one model"),
     "resume": ("resume", "go on with a run that was stopped or killed"),
     "status": ("status", "what runs there are and how far they are"),
     "diff": ("diff", "compare two runs or two options: configuration and metrics"),

@@ -81,9 +81,7 @@ def merge_run(run: RunDirectory, stop: StopFlag) -> int:
         seed_everything(config["seed"])
         data = task_data(parts, strategy, settings, trainer, config["seed"], processes.device, tracker.notice)
         with torch.no_grad():
-            data.reference = {
-                task: data_headline(data, tensors, task) for task, tensors in experts.items()
-            }
+            data.reference = {task: data_headline(data, tensors, task) for task, tensors in experts.items()}
         check_stop()
         checkpoints = Checkpoints(run.path / "checkpoints")
         done = checkpoints.newest()

@@ -167,5 +167,3 @@ def rebuild(strategy: Merge, model: nn.Module, plain: Mapping[str, Any] | None, 
         return model
     kind: type[MergedModule] = getattr(strategy, "module_type", Switch)
     return kind.restore(strategy, model, plain, shapes).to(next(model.parameters()).device)
-
-

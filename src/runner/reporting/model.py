@@ -25,6 +25,8 @@ from runner.reporting.settings import (
 from runner.reporting.significance import Samples, Spread, Verdict, ranks, spread, verdicts
 
 Kind = Literal["setting", "baseline", "published"]
+
+
 @dataclass(frozen=True)
 class Metric:
     """A column of results.

@@ -1,2 +1,5 @@
 """tmp"""
-def render(report, panels_mb): return "<html>"
+
+
+def render(report, panels_mb):
+    return "<html>"

@@ -60,7 +60,9 @@ def merged_by(rule: Merge, models: Models, data: TaskData) -> dict[str, Tensor]:
     merged = rule.fit(models, data) if isinstance(rule, DataMerge) else merge_in_memory(rule, models)
     if merged.module is not None or merged.restorers:
         raise UserError(
-            f"merge.rule: {type(rule).__name__} gives no single set of weights", "choose a rule that does", "runner ls merge"
+            f"merge.rule: {type(rule).__name__} gives no single set of weights",
+            "choose a rule that does",
+            "runner ls merge",
         )
     return merged.tensors
 

@@ -53,7 +53,6 @@ class OutputEnsemble(DataMerge):
         average: of "logits" or of "probabilities".
     """
 
-    needs: ClassVar[Any] = "weights"
     returns: ClassVar[Any] = "ensemble"
     base_use: ClassVar[Any] = "unused"
     module_type: ClassVar[type[MergedModule]] = EnsembleModule
