@@ -94,9 +94,7 @@ def require_stages(backbone: Backbone, method: str, maps: bool = False) -> None:
         )
 
 
-def through(
-    blocks: Iterable[Any], x: Tensor, call: Callable[[Any, Tensor], Tensor] | None = None
-) -> tuple[Tensor, Tensor]:
+def through(blocks: Iterable[Any], x: Tensor, call: Callable[[Any, Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
     """Blocks one after the other: (what enters the last block, its output); the output twice where there is one.
 
     Args:

@@ -17,8 +17,8 @@ from torch.optim.swa_utils import AveragedModel
 from runner.config.schema import TrainerConfig
 from runner.errors import RunFailed
 from runner.exporting.card import write_card
-from runner.exporting.processors import write_processor
 from runner.exporting.reading import WHERE
+from runner.exporting.processors import write_processor
 from runner.exporting.trunks import Trunk, write_trunks
 from runner.files import write_json
 from runner.launching.rundir import RunDirectory
@@ -117,7 +117,7 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def _readable(folder: Path) -> None:
-    """Safetensors writes files that only their owner can read; an export is made to be passed on."""
+    """safetensors writes files that only their owner can read; an export is made to be passed on."""
     mask = os.umask(0)
     os.umask(mask)
     for path in folder.rglob("*.safetensors"):

@@ -27,9 +27,7 @@ def print_plan(merge: Merge, plan: Plan, config: dict[str, Any], *, threads: int
     """Print what would happen; write nothing."""
     names = plan.models.names
     rows = [("strategy", type(merge).__name__), ("experts", f"{len(names)}: {', '.join(names)}")]
-    rows.append(
-        ("base", plan.models.base.folder.as_posix() if plan.models.base and plan.models.base.folder else "none")
-    )
+    rows.append(("base", plan.models.base.folder.as_posix() if plan.models.base and plan.models.base.folder else "none"))
     counts = {a: [o for o in plan.outputs if o.action == a] for a in ("merge", "average", "copy")}
     words = {"merge": "merged", "average": "averaged", "copy": "copied from the base"}
     shown = "; ".join(

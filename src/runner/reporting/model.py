@@ -25,8 +25,6 @@ from runner.reporting.settings import (
 from runner.reporting.significance import Samples, Spread, Verdict, ranks, spread, verdicts
 
 Kind = Literal["setting", "baseline", "published"]
-
-
 @dataclass(frozen=True)
 class Metric:
     """A column of results.

@@ -1,5 +1,2 @@
 """tmp"""
-
-
-def render(report, panels_mb):
-    return "<html>"
+def render(report, panels_mb): return "<html>"

@@ -193,7 +193,7 @@ def read_run(path: Path) -> Run:
         run.cause = trouble
         return run
     try:
-        config = yaml.load((path / "config.yaml").read_text(encoding="utf-8"), _LOADER)
+        config = yaml.load((path / "config.yaml").read_text(encoding="utf-8"), _LOADER)  # noqa: S506 - a safe loader
         if not isinstance(config, dict):
             raise ValueError("not a mapping")
         run.config = config
