@@ -172,6 +172,7 @@ class Merge(ABC):
         reads: how often every input is read from beginning to end.
         copies: float32 copies of a piece that `merge` holds at most, in addition to its inputs: for memory estimates.
         propagates: whether a NaN of any input always shows in the output, so that looking at the output is enough.
+        neutral: keys with which the strategy drops and scales nothing: merging one model then gives it back.
         averages: whether default weights are 1/T (an average) instead of 1 (a sum).
         pre: transforms of every task vector.
         weights: one coefficient per expert; default: 1/T for averages, 1 for sums of task vectors.
@@ -191,6 +192,7 @@ class Merge(ABC):
     reads: ClassVar[int] = 1
     copies: ClassVar[int] = 3
     propagates: ClassVar[bool] = False
+    neutral: ClassVar[dict[str, Any]] = {}
     averages: ClassVar[bool] = True
 
     pre: Transforms = field(default_factory=list)
