@@ -240,7 +240,7 @@ def merge_with(
         with torch.enable_grad():
             merged = strategy.fit(models, data)
         return merged, {"adapted_on": data.split, **merged.report}
-    if not isinstance(strategy, TaskVectorMerge) or strategy.per_task or not settings.scales:
+    if not isinstance(strategy, TaskVectorMerge) or strategy.decoder is not None or not settings.scales:
         return merge_in_memory(strategy, models), {}
     direction = line(strategy, models)
     curve = []

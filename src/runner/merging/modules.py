@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from runner.merging.base import Merge, Merged
-from runner.merging.packing import unpack
+from runner.merging.decoders import decode, read_by
+from runner.merging.packing import packed_bytes, unpack
 from runner.merging.sources import Models
 from runner.types import Group
 
@@ -120,20 +121,19 @@ class Switch(MergedModule):
     def weights(self, task: str) -> dict[str, Tensor]:
         """The body weights of one task; kept until another task is asked for."""
         if self._at is None or self._at[0] != task:
-            bits = self.strategy.parts(self.experts)
+            kind, bits = self.strategy.decoder, self.strategy.parts(self.experts)
+            assert kind is not None
             found = {}
             for name, shared in self.shared.items():
-                count = shared.numel()
-
-                def codes(part: str, name: str = name, count: int = count) -> Tensor:
-                    bank = self.parts[part]
-                    assert isinstance(bank, Bank)
-                    return unpack(bank[name], bits[part], count)
-
-                flat = self.strategy.restore(
-                    name, task, self.base[name].reshape(-1), shared.reshape(-1).float(), codes, self.state
-                )
-                found[name] = flat.view(shared.shape)
+                banks: Any = self.parts
+                codes = {
+                    part: unpack(banks[part][name].cpu(), width, shared.numel()).to(shared.device)
+                    for part, width in bits.items()
+                    if read_by(part, task)
+                }
+                scalars = self.strategy.scalars(name, self.experts, self.state)
+                base, flat = self.base[name].reshape(-1), shared.reshape(-1).float()
+                found[name] = decode(kind, task, base, flat, codes, scalars).view(shared.shape)
             self._at = (task, found)
         return self._at[1]
 
@@ -152,8 +152,6 @@ class Switch(MergedModule):
     def restore(cls, strategy: Merge, model: nn.Module, plain: Mapping[str, Any], shapes: Shapes) -> MergedModule:
         first = next(iter(shapes.values()))
         floating = {n: t for n, t in first.items() if t.is_floating_point()}
-        from runner.merging.packing import packed_bytes
-
         parts = {
             part: {n: torch.zeros(packed_bytes(t.numel(), bits), dtype=torch.uint8) for n, t in floating.items()}
             for part, bits in strategy.parts(tuple(shapes)).items()

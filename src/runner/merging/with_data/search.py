@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import torch
 
 from runner.config.kinds import NonNegativeFloat, PositiveFloat, PositiveInt
 from runner.errors import Problem, UserError, suggest
@@ -128,6 +129,7 @@ class Search(DataMerge):
         assert data.labelled is not None
         few = {task: take(group, slice(0, self.shots)) for task, group in data.labelled.items()}
 
+        @torch.no_grad()
         def loss(tensors: dict[str, Any]) -> float:
             total = 0.0
             for task, group in few.items():
