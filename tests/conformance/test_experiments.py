@@ -31,7 +31,7 @@ BY_MIXTURE = {
     "nyud": ["mixture.size=[32,48]", "mixture.augment.crop=null"],
     "nyuv2": ["mixture.size=[32,48]"],
 }
-NEEDS_DATA = {"images": "hub", "intents": "hub", "sentences": "hub", "adult": "adult"}
+NEEDS_DATA = {"images": "hub", "images_base": "hub", "images_merge": "hub", "intents": "hub", "sentences": "hub", "adult": "adult"}
 
 
 def smallest(experiment: str, place: Path, request: pytest.FixtureRequest) -> dict[str, Any]:
@@ -41,6 +41,8 @@ def smallest(experiment: str, place: Path, request: pytest.FixtureRequest) -> di
     mixture = choices["mixture"]
     overrides += [] if choices["backbone"] == "mlp" else ["backbone.pretrained=null"]
     overrides += BY_MIXTURE.get(mixture, [])
+    if compose("train", overrides).config.init is not None:  # its base has another size
+        overrides += ["init=null", "finetune.heads=train"]
     if mixture == "nyud":
         overrides.append(f"mixture.path={write_nyud_mt(place / 'NYUD_MT')}")
     elif mixture == "nyuv2":

@@ -268,6 +268,17 @@ def realise(merged: Merged, strategy: Merge, model: nn.Module, models: Models) -
     return model
 
 
+def empty_result(config: Mapping[str, Any], model: nn.Module, checkpoint: Path) -> nn.Module:
+    """What the weights of a merge run's checkpoint fit into.
+
+    Args:
+        config: the run's. model: its architecture, without an adapter. checkpoint: the folder.
+    """
+    strategy: Merge = build(config["merge"], where="merge")
+    shapes = dict.fromkeys(config["mixture"]["tasks"], body(model))
+    return rebuild(strategy, model, read_json(checkpoint / "state.json")["merged"], shapes)
+
+
 # ---- the result ----------------------------------------------------------------------------------------------------
 
 
