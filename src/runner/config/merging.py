@@ -32,10 +32,14 @@ def check_places(config: dict[str, Any], report: Report) -> None:
             what = f"'names' has {len(names)} names for {len(config['models'])} models"
             report.add("names", what, "give one per model, in order")
         elif len(set(names)) < len(names) or not all(_plain_name(n) for n in names):
-            report.add("names", "'names' must be different plain words without '/' or '#'", "such as names=[cars,digits]")
+            report.add(
+                "names", "'names' must be different plain words without '/' or '#'", "such as names=[cars,digits]"
+            )
     if config.get("batchnorm") == "reestimate":
         what = "'batchnorm=reestimate' needs data, and `runner merge` reads none"
-        report.add("batchnorm", what, "merge inside an experiment, or take batchnorm=average", see="runner ls experiment")
+        report.add(
+            "batchnorm", what, "merge inside an experiment, or take batchnorm=average", see="runner ls experiment"
+        )
 
 
 def _plain_name(name: str) -> bool:
@@ -53,7 +57,9 @@ def _strategy(config: Config, report: Report) -> None:
         return
     if constant(target, "needs") in ("unlabelled", "labelled"):
         what = f"'{target.rpartition('.')[2]}' needs data, and `runner merge` reads none"
-        report.add("merge", what, "use it in an experiment: runner train +experiment=NAME merge=…", see="runner ls merge")
+        report.add(
+            "merge", what, "use it in an experiment: runner train +experiment=NAME merge=…", see="runner ls merge"
+        )
 
 
 def _models(config: dict[str, Any], report: Report) -> None:

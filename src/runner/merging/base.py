@@ -173,6 +173,9 @@ class Merge(ABC):
         copies: float32 copies of a piece that `merge` holds at most, in addition to its inputs: for memory estimates.
         propagates: whether a NaN of any input always shows in the output, so that looking at the output is enough.
         neutral: keys with which the strategy drops and scales nothing: merging one model then gives it back.
+        identities: what holds for it: "one" (merging one model gives that model, with `neutral` keys), "identical"
+            (so does merging copies of one), "permuted" (the order of experts does not matter), "shift" (adding the
+            same tensor to everything adds it to the result), "base" (experts equal to the base give the base).
         averages: whether default weights are 1/T (an average) instead of 1 (a sum).
         pre: transforms of every task vector.
         weights: one coefficient per expert; default: 1/T for averages, 1 for sums of task vectors.
@@ -193,6 +196,7 @@ class Merge(ABC):
     copies: ClassVar[int] = 3
     propagates: ClassVar[bool] = False
     neutral: ClassVar[dict[str, Any]] = {}
+    identities: ClassVar[frozenset[str]] = frozenset({"one", "identical", "permuted", "shift", "base"})
     averages: ClassVar[bool] = True
 
     pre: Transforms = field(default_factory=list)
@@ -203,6 +207,11 @@ class Merge(ABC):
 
     def __post_init__(self) -> None:
         self.pre = make_transforms(self.pre, "merge.pre")
+
+    def passes(self) -> int:
+        """How often every input is read with this `pre`."""
+        looks = [t for t in self.pre if isinstance(t, Transform) and type(t).survey is not Transform.survey]
+        return self.reads + len(looks)
 
     @property
     def streams(self) -> bool:

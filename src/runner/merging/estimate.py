@@ -27,7 +27,9 @@ def print_plan(merge: Merge, plan: Plan, config: dict[str, Any], *, threads: int
     """Print what would happen; write nothing."""
     names = plan.models.names
     rows = [("strategy", type(merge).__name__), ("experts", f"{len(names)}: {', '.join(names)}")]
-    rows.append(("base", plan.models.base.folder.as_posix() if plan.models.base and plan.models.base.folder else "none"))
+    rows.append(
+        ("base", plan.models.base.folder.as_posix() if plan.models.base and plan.models.base.folder else "none")
+    )
     counts = {a: [o for o in plan.outputs if o.action == a] for a in ("merge", "average", "copy")}
     words = {"merge": "merged", "average": "averaged", "copy": "copied from the base"}
     shown = "; ".join(
@@ -36,7 +38,7 @@ def print_plan(merge: Merge, plan: Plan, config: dict[str, Any], *, threads: int
     rows.append(("tensors", shown))
     shards = layout(merge, plan, round(config["shard_size"] * 1e9))
     size = sum(bytes_of(merge, s, names) for s in shards)
-    times = {1: "once", 2: "twice"}.get(merge.reads, f"{merge.reads} times")
+    times = {1: "once", 2: "twice"}.get(merge.passes(), f"{merge.passes()} times")
     rows.append(("reads", f"{plan.bytes_in(merge) / 1e9:.3f} GB, every input {times}"))
     rows.append(("writes", f"{size / 1e9:.3f} GB in {sum(len(s.files) for s in shards)} files, to {config['out']}"))
     folder = Path(config["out"]).parent
@@ -77,7 +79,7 @@ def _time(merge: Merge, plan: Plan, threads: int, size: int) -> str:
         if time.perf_counter() - began > SAMPLE_S:
             break
     rate = values / max(time.perf_counter() - began, 1e-6)
-    seconds = engine.total * merge.reads / rate / threads + size / WRITE + 2
+    seconds = engine.total * merge.passes() / rate / threads + size / WRITE + 2
     return f"about {seconds:.0f} to {2 * seconds:.0f} s with {threads} threads"
 
 

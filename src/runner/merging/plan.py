@@ -75,7 +75,7 @@ class Plan:
         sources = [*self.models.experts.values(), *([self.models.base] if self.models.base else [])]
         once = sum(s.tensors()[n].bytes for s in sources for n in self.merged)
         copied = sum(o.info.bytes for o in self.outputs if o.action == "copy")
-        return once * merge.reads + copied
+        return once * merge.passes() + copied
 
 
 def make_plan(merge: Merge, models: Models, settings: Settings) -> Plan:

@@ -67,7 +67,7 @@ class Magprune(Transform):
         low, high = 1.0 - self.density - self.spread / 2, 1.0 - self.density + self.spread / 2
         if self.density < 1.0 and (low < 0.0 or high >= 1.0):
             raise UserError(
-                f"Magprune: density={self.density} with spread={self.spread} gives drop rates from {low:.2f} to {high:.2f}",
+                f"Magprune: density={self.density} with spread={self.spread} gives rates from {low:.2f} to {high:.2f}",
                 "they must lie in [0, 1): reduce merge.pre.….spread",
             )
 
