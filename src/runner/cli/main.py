@@ -18,6 +18,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "tune": ("tune", "search hyperparameters, one run per trial"),
     "export": ("export", "write a run as a Hugging Face folder"),
     "rerun": ("rerun", "run a frozen configuration again and compare the numbers"),
+    "merge": ("merge", "merge checkpoints from anywhere into one model"),
     "resume": ("resume", "go on with a run that was stopped or killed"),
     "cancel": ("cancel", "stop a sweep: here, or in Slurm's queue"),
     "status": ("status", "what runs there are and how far they are"),
