@@ -19,10 +19,13 @@ class Architecture(nn.Module):
         heads: task → head.
         needs: what it works on: a backbone's features; the states between its stages (`runner.backbones.staged`); or
             such states that are maps.
+        representation: the attribute that holds the one trunk whose output all tasks share, and all shared parameters;
+            None where there is no such trunk. Weightings may take gradients there (`weighting.mode=representation`).
     """
 
     heads: nn.ModuleDict
     needs: ClassVar[Literal["features", "stages", "maps"]] = "features"
+    representation: ClassVar[str | None] = None
 
     def forward(self, group: Group, tasks: Sequence[str]) -> dict[str, Prediction]:
         """Predictions by task name, for the asked-for tasks and with no work for the others.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from runner.backbones.base import Backbone
+from runner.backbones.neck import LevelNorms, PlainPyramid
 from runner.backbones.staged import StageRun
 from runner.errors import UserError
 from runner.specs import FeatureSpec, InputSpec, TaskKind
@@ -45,6 +47,7 @@ class ImageBackbone(Backbone):
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise UserError("backbone.mean and backbone.std need three numbers each, std above 0")
         self.spec = spec
+        self.kept: tuple[int, ...] | None = None
         self.multiple = multiple
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
@@ -69,11 +72,25 @@ class ImageBackbone(Backbone):
         if "pooled" in kinds:
             features.pooled = self.pool(levels)
         if "dense" in kinds:
+            pyramid = self.pyramid(levels)
+            kept = pyramid if self.kept is None else [pyramid[index] for index in self.kept]
             features.pyramid = [
                 level_BCHW[..., : -(-height // stride), : -(-width // stride)]
-                for level_BCHW, stride in zip(self.pyramid(levels), self.spec.strides, strict=True)
+                for level_BCHW, stride in zip(kept, self.spec.strides, strict=True)
             ]
         return features
+
+    def keep_levels(self, indices: Sequence[int]) -> None:
+        """Make some levels of the pyramid only; parts of the neck that serve the others are dropped.
+
+        An architecture that does not read all of them calls it after `restrict`, for the same reason.
+        """
+        self.kept = tuple(indices)
+        channels, strides = (tuple(values[i] for i in self.kept) for values in (self.spec.channels, self.spec.strides))
+        self.spec = replace(self.spec, channels=channels, strides=strides)
+        for module in self.neck_modules():
+            if isinstance(module, LevelNorms | PlainPyramid):
+                module.keep(self.kept)
 
     @property
     def stage_channels(self) -> tuple[int, ...]:

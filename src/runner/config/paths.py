@@ -22,6 +22,7 @@ GROUPS = (
     "head",
     "adapter",
     "weighting",
+    "wrapper",
     "finetune",
     "merge",
     "merging",
@@ -30,6 +31,7 @@ GROUPS = (
     "trainer",
     "tracking",
     "launch",
+    "sweep",
 )
 """The config groups, in the order in which `runner ls` shows them."""
 

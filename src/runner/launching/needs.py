@@ -196,12 +196,17 @@ def ensure(
     return paths, bad
 
 
+def lock_path(need: Need) -> Path:
+    """The file that is locked by whoever trains the need."""
+    return Path(need.config["output_dir"]) / ".needs" / f"{need.signature}.lock"
+
+
 @contextlib.contextmanager
 def _claim(need: Need, say: Callable[[str], None]) -> Iterator[None]:
     """Hold the need for this process; the lock goes with the process, however it ends."""
-    folder = Path(need.config["output_dir"]) / ".needs"
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / f"{need.signature}.lock", "w") as file:
+    path = lock_path(need)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

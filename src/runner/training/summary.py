@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -14,10 +14,9 @@ from runner.config.build import build
 from runner.config.schema import TrainerConfig
 from runner.errors import UserError
 from runner.mixtures.stream import steps_per_epoch
-from runner.training.assemble import Parts, assemble, probe_group, probe_reach, trainable
+from runner.training.assemble import Parts, assemble, counted_as_shared, probe_group, trainable
 from runner.training.cost import Cost, forward_cost, in_words, measure
-from runner.weighting.base import GradientWeighting, MatrixWeighting
-from runner.weighting.reach import Reach
+from runner.weighting.base import MODES, Weighting
 
 
 def print_summary(config: dict[str, Any]) -> None:
@@ -32,14 +31,19 @@ def print_summary(config: dict[str, Any]) -> None:
         console.print(f"weights   '{pretrained}' is not on this machine: it is downloaded when the run starts")
         config = config | {"backbone": config["backbone"] | {"pretrained": None}}
     parts = assemble(config, must_have_data=False)
-    reach = probe_reach(parts)
-    weighting = build(config["weighting"], parts.tasks, where="weighting")
+    weighting: Weighting = build(config["weighting"], parts.tasks, where="weighting")
+    reach = counted_as_shared(parts, weighting)
 
     console.print()
     console.print(_parameter_table(parts))
     shared = sum(trainable(parts.model)[i].numel() for i in reach.shared)
     specific = {task: sum(trainable(parts.model)[i].numel() for i in own) for task, own in reach.specific.items()}
-    console.print(f"shared    {shared:,} parameters are reached by more than one task: {_shared_names(parts, reach)}")
+    console.print(f"shared    {shared:,} parameters are reached by more than one task: {_names(parts, reach.shared)}")
+    if reach.rest:
+        rest = sum(trainable(parts.model)[i].numel() for i in reach.rest)
+        console.print(f"          {rest:,} more are not counted as shared: {_names(parts, reach.rest)}")
+    if weighting.mode != "parameters":
+        console.print(f"weighting {MODES[weighting.mode]}")
     console.print("specific  " + ", ".join(f"{task} {count:,}" for task, count in specific.items()))
     cost = forward_cost(parts.model, probe_group(parts.inputs), list(parts.tasks))
     console.print(_compute(parts, cost))
@@ -76,10 +80,18 @@ def _parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, child
 
 
-def _shared_names(parts: Parts, reach: Reach) -> str:
+def _names(parts: Parts, indices: Sequence[int]) -> str:
+    """The modules that the parameters lie in: whole ones by one name, and below those that are split."""
     names = [name for name, p in parts.model.named_parameters() if p.requires_grad]
-    found = dict.fromkeys(names[i].split(".")[0] for i in reach.shared)
-    return ", ".join(found) or "none"
+    chosen, others = {names[i] for i in indices}, set(names) - {names[i] for i in indices}
+
+    def shortest(name: str) -> str:
+        parents = name.split(".")
+        heads = (".".join(parents[: n + 1]) for n in range(len(parents)))
+        return next(h for h in heads if h == name or not any(o.startswith(h + ".") for o in others))
+
+    found = list(dict.fromkeys(shortest(name) for name in names if name in chosen))
+    return (", ".join(found[:8]) + (f", … ({len(found)} in all)" if len(found) > 8 else "")) or "none"
 
 
 def _work(parts: Parts, settings: TrainerConfig, config: Mapping[str, Any]) -> str:
@@ -117,12 +129,13 @@ def _compute(parts: Parts, cost: Cost) -> str:
 
 
 def _memory(
-    parts: Parts, settings: TrainerConfig, weighting: nn.Module, shared: int, cost: Cost, config: Mapping[str, Any]
+    parts: Parts, settings: TrainerConfig, weighting: Weighting, shared: int, cost: Cost, config: Mapping[str, Any]
 ) -> str:
     """Weights, gradients, two moments, the K×P buffer, and the tensors that one example keeps for its backward pass."""
     parameters = sum(p.numel() for p in parts.model.parameters())
     free = sum(p.numel() for p in trainable(parts.model))
-    per_task = len(parts.tasks) * shared if isinstance(weighting, GradientWeighting | MatrixWeighting) else 0
+    holds = weighting.needs != "losses" and weighting.mode == "parameters"
+    per_task = len(parts.tasks) * shared if holds else 0
     ema = parameters if settings.ema else 0
     micro = settings.batch_size // (settings.accumulation * config["launch"]["num_processes"])
     activations = cost.saved_bytes * micro
