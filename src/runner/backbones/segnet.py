@@ -76,7 +76,7 @@ class SegNet(ImageBackbone):
     @property
     def stage_channels(self) -> tuple[int, ...]:
         """Five encoder stages, then the decoder's from coarse to fine."""
-        return (*self.widths, *(reversed(self.spec.channels) if self.decoder is not None else ()))
+        return (*self.widths, *(reversed(self.stage_spec.channels) if self.decoder is not None else ()))
 
     @property
     def inner_channels(self) -> tuple[int, ...]:
@@ -86,7 +86,7 @@ class SegNet(ImageBackbone):
     @property
     def stage_strides(self) -> tuple[int, ...]:
         """States are taken before pooling: 1, 2, 4, 8, 16, then back."""
-        return (*self.spec.strides, *(reversed(self.spec.strides) if self.decoder is not None else ()))
+        return (*self.stage_spec.strides, *(reversed(self.stage_spec.strides) if self.decoder is not None else ()))
 
     @property
     def decoder_stages(self) -> int:
