@@ -81,6 +81,13 @@ def test_the_best_and_the_worse_are_told(told):
     assert "* best, ≈ not distinguishable from it (paired t-test by seed, Holm-corrected" in shown
 
 
+def test_a_search_says_what_mattered(tmp_path):
+    write_run(tmp_path / "jobs" / "000-aaaaaaaa", make_config(), rows=0)
+    (tmp_path / "sweep.json").write_text('{"schema": 1, "name": "demo", "verb": "tune", "axes": {}, "jobs": []}')
+    (tmp_path / "tune.json").write_text('{"objective": ["depth/rmse"], "importance": {"a": 0.2, "b": 0.8, "c": null}}')
+    assert "importance for depth/rmse: b 80 %, a 20 %" in draw(build(load([tmp_path])))
+
+
 def test_a_terminal_without_unicode(found):
     shown = draw(found, ascii_only=True)
     assert shown.replace("é", "").isascii() and "+-" in shown and "miou ^" in shown

@@ -7,7 +7,7 @@ from itertools import groupby
 
 from runner.reporting.grid import Cell, Column, make_cells, make_columns
 from runner.reporting.model import Metric, Report, Row, Table
-from runner.reporting.notes import constant_line, counts, notes, progress
+from runner.reporting.notes import constant_line, counts, notes, objective, progress
 from runner.reporting.read import Run
 
 MARKS = {"best": "*", "close": "≈", "unclear": "?"}
@@ -38,6 +38,9 @@ def render(
     lines = [counts(report)]
     for sweep in report.found.sweeps:
         lines.append(f"sweep {sweep.info.get('name') or sweep.path.name} in {sweep.path}")
+        if sweep.importance:
+            shares = ", ".join(f"{key} {100 * share:.0f} %" for key, share in sweep.importance.items())
+            lines.append(f"importance for {objective(sweep)}: {shares}")
     for table in report.tables:
         lines += ["", paint(table.title, "1"), *_table(table, metrics(table), definitions, width, paint)]
         lines += _unfinished(table, paint)

@@ -14,7 +14,17 @@ from runner.reporting.page import data
 from runner.reporting.page.table import MARKS, page_columns, table_html
 
 HERE = Path(__file__).parent
-SCRIPTS = ("base.js", "table.js", "curves.js", "bars.js", "parallel.js", "weights.js", "runs.js", "start.js")
+SCRIPTS = (
+    "base.js",
+    "table.js",
+    "curves.js",
+    "bars.js",
+    "parallel.js",
+    "front.js",
+    "weights.js",
+    "runs.js",
+    "start.js",
+)
 
 
 def render(report: Report, *, panels_mb: float = 4.0) -> str:
@@ -39,7 +49,7 @@ def render(report: Report, *, panels_mb: float = 4.0) -> str:
         f"<style>{style}</style></head><body>",
         f"<header><h1>{escape(title)}</h1><p>{escape(counts(report))} · {stamp} · runner {__version__}</p>",
         *(f"<p class=command><code>{escape(command)}</code></p>" for command in _commands(report)),
-        "</header><main>",
+        "</header><main><section id=searches></section>",
         *(_section(report, i) for i in range(len(report.tables))),
         "<section id=trouble></section>",
         "</main>",
@@ -97,4 +107,4 @@ def _section(report: Report, number: int) -> str:
     return "\n".join([*lines, "</section>"])
 
 
-PARTS = ("delta", "curves", "parallel", "weights", "conflict", "panels", "runs")
+PARTS = ("delta", "curves", "parallel", "front", "weights", "conflict", "panels", "runs")
