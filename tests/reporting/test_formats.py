@@ -49,6 +49,7 @@ def test_the_terminal_says_all_of_it(found):
     assert "segmentation, depth, normals, edge on rooms (test)" in shown
     assert "all runs: mixture rooms" in shown and "weighting" not in shown.split("all runs:")[1].split("\n")[0]
     assert "OutOfMemoryError: CUDA out of memory" in shown and "step 150 of 300" in shown
+    assert "  runner train -m +experiment=demo weighting=equal,cagrad,nash_mtl seed=0,1,2\n" in shown
     assert "waiting (1)" in shown and "weighting=nash_mtl seed=2" in shown
     assert "Δm survey: mean over tasks, one metric each, higher is better" in shown
 

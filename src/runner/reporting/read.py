@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import shlex
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -101,6 +102,12 @@ class Sweep:
         """The swept keys, in the order of the command."""
         axes = self.info.get("axes")
         return [key.lstrip("+") for key in axes] if isinstance(axes, Mapping) else []
+
+    @property
+    def command(self) -> str:
+        """The command that made the sweep and, given again, goes on with it; empty where it was not recorded."""
+        argv = self.info.get("argv")
+        return f"runner {shlex.join(map(str, argv))}" if isinstance(argv, list) and argv else ""
 
     @property
     def importance(self) -> dict[str, float]:

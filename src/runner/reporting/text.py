@@ -50,6 +50,9 @@ def render(
             paint(f"waiting ({len(report.waiting)})", "1"),
             *_listed(report.waiting, lambda run: " ".join(run.argv)),
         ]
+    again = [sweep for sweep in report.found.sweeps if sweep.command]
+    if again and any(run.state not in ("completed", "running") for run in report.found.runs):
+        lines += ["", "the same command runs what is not completed:", *(f"  {sweep.command}" for sweep in again)]
     if report.broken:
         lines += ["", paint("cannot be read", "1"), *_listed(report.broken, lambda run: f"{run.path}: {run.cause}")]
     text = "\n".join(lines) + "\n"

@@ -48,7 +48,11 @@ def render(report: Report, *, panels_mb: float = 4.0) -> str:
         f"<title>{escape(title)}</title>",
         f"<style>{style}</style></head><body>",
         f"<header><h1>{escape(title)}</h1><p>{escape(counts(report))} · {stamp} · runner {__version__}</p>",
-        *(f"<p class=command><code>{escape(command)}</code></p>" for command in _commands(report)),
+        *(
+            f"<p class=command><code>{escape(command)}</code></p>"
+            for command in (sweep.command for sweep in report.found.sweeps)
+            if command
+        ),
         "</header><main><section id=searches></section>",
         *(_section(report, i) for i in range(len(report.tables))),
         "<section id=trouble></section>",
@@ -71,17 +75,6 @@ def _title(report: Report) -> str:
         return f"{sweep.info.get('name') or sweep.path.name}: sweep"
     names = dict.fromkeys(str(run.info.get("name")) for run in report.found.runs if run.info.get("name"))
     return f"{', '.join(list(names)[:3])}{' …' if len(names) > 3 else ''}: report" if names else "report"
-
-
-def _commands(report: Report) -> list[str]:
-    import shlex
-
-    found = []
-    for sweep in report.found.sweeps:
-        argv = sweep.info.get("argv")
-        if isinstance(argv, list) and argv:
-            found.append(f"runner {shlex.join(map(str, argv))}")
-    return found
 
 
 def _section(report: Report, number: int) -> str:

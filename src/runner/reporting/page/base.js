@@ -24,7 +24,7 @@ function draw(tag, attrs, parent, text) {
 function fmt(x) {
   if (x === null || x === undefined || !isFinite(x)) return "–";
   const size = Math.abs(x);
-  return size !== 0 && (size >= 1e5 || size < 1e-3) ? x.toExponential(2) : String(+x.toPrecision(4));
+  return size !== 0 && (size >= 1e5 || size < 1e-3) ? x.toExponential(2).replace(/\.?0+e/, "e") : String(+x.toPrecision(4));
 }
 const signed = x => (x > 0 ? "+" : "") + (Math.round(x * 100) / 100 || 0).toFixed(2);
 const arrow = better => better === "up" ? " ↑" : better === "down" ? " ↓" : "";

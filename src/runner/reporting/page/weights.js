@@ -7,7 +7,7 @@ function weightsPart(group) {
   const redraw = () => {
     cards.replaceChildren();
     const rows = group.shown().filter(row => row.kind === "setting").map(row => ({ row, lines: tasks.map(task => ({ row: task, curve: group.curve(row, task.key) })).filter(d => d.curve) })).filter(d => d.lines.length);
-    const all = rows.flatMap(d => d.lines.flatMap(l => l.curve.y));
+    const all = rows.flatMap(d => d.lines.flatMap(l => l.curve.y.map((y, i) => y === null ? null : y + l.curve.sd[i])));
     if (!rows.length) { cards.append(el("p", { class: "hint" }, "nothing is shown")); return; }
     const y = range([0, ...all]);
     const bodies = rows.map(({ row }) => {
