@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from runner.config.derive import on_tasks
 from runner.errors import UserError
 from runner.reporting import markup, text
 from runner.reporting.build import build
@@ -80,6 +81,15 @@ def test_the_best_and_the_worse_are_told(told):
     rows = {line.split()[0]: line for line in shown.splitlines() if line.startswith(("cagrad ", "equal "))}
     assert rows["cagrad"].count("*") == 4 and rows["equal"].count("*") == 0 and "≈" not in rows["equal"]
     assert "* best, ≈ not distinguishable from it (paired t-test by seed, Holm-corrected" in shown
+
+
+def test_runs_that_cannot_be_compared_are_said_to_be(tmp_path):
+    write_run(tmp_path / "a", make_config(), rows=0)
+    config = make_config()
+    write_run(tmp_path / "b", on_tasks(config, ["segmentation", "depth"], "two"), rows=0)
+    shown = draw(build(load([tmp_path])))
+    assert "2 tables: runs of other tasks" in shown
+    assert "\nsegmentation, depth on rooms (test)\n" in shown
 
 
 def test_a_search_says_what_mattered(tmp_path):

@@ -41,6 +41,8 @@ def render(
         if sweep.importance:
             shares = ", ".join(f"{key} {100 * share:.0f} %" for key, share in sweep.importance.items())
             lines.append(f"importance for {objective(sweep)}: {shares}")
+    if len(report.tables) > 1:
+        lines.append(f"{len(report.tables)} tables: runs of other tasks, data or splits cannot be compared")
     for table in report.tables:
         lines += ["", paint(table.title, "1"), *_table(table, metrics(table), definitions, width, paint)]
         lines += _unfinished(table, paint)

@@ -53,6 +53,9 @@ def render(report: Report, *, panels_mb: float = 4.0) -> str:
             for command in (sweep.command for sweep in report.found.sweeps)
             if command
         ),
+        f"<p>{len(report.tables)} tables: runs of other tasks, data or splits cannot be compared</p>"
+        if len(report.tables) > 1
+        else "",
         "</header><main><section id=searches></section>",
         *(_section(report, i) for i in range(len(report.tables))),
         "<section id=trouble></section>",
