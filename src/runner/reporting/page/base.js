@@ -76,7 +76,7 @@ function frame(host, { height = 210, x, y, left = 46, right = 10, bottom = 26, t
   }
   draw("line", { class: "axis", x1: left, x2: width - right, y1: height - bottom, y2: height - bottom }, root);
   const id = `clip${clips++}`;
-  draw("rect", { x: left, y: 0, width: width - right - left + 2, height: height - bottom + 1 }, draw("clipPath", { id }, root));
+  draw("rect", { x: left - 4, y: 0, width: width - right - left + 8, height: height - bottom + 1 }, draw("clipPath", { id }, root));
   return { root, sx, sy, width, height, left, right, bottom, area: draw("g", { "clip-path": `url(#${id})` }, root) };
 }
 

@@ -2,7 +2,8 @@
 function weightsPart(group) {
   const host = group.part("weights"), { data } = group;
   const tasks = data.tasks.map((task, k) => ({ label: task, colour: `var(--s${k % HUES})`, dash: DASHES[Math.floor(k / HUES) % DASHES.length], key: `train|${task}|weight` }));
-  if (!tasks.some(task => group.series.has(task.key))) return;
+  const has = row => tasks.some(task => group.series.has(task.key) && row.runs.some(run => group.series.get(task.key).has(run)));
+  if (!group.settings().some(has)) return;
   const cards = el("div", { class: "cards" });
   const redraw = () => {
     cards.replaceChildren();
