@@ -104,6 +104,11 @@ class Sweep:
         return [key.lstrip("+") for key in axes] if isinstance(axes, Mapping) else []
 
     @property
+    def kind(self) -> str:
+        """What to call it."""
+        return "search" if self.info.get("verb") == "tune" else "sweep"
+
+    @property
     def command(self) -> str:
         """The command that made the sweep and, given again, goes on with it; empty where it was not recorded."""
         argv = self.info.get("argv")

@@ -37,7 +37,7 @@ def render(
     """
     lines = [counts(report)]
     for sweep in report.found.sweeps:
-        lines.append(f"sweep {sweep.info.get('name') or sweep.path.name} in {sweep.path}")
+        lines.append(f"{sweep.kind} {sweep.info.get('name') or sweep.path.name} in {sweep.path}")
         if sweep.importance:
             shares = ", ".join(f"{key} {100 * share:.0f} %" for key, share in sweep.importance.items())
             lines.append(f"importance for {objective(sweep)}: {shares}")

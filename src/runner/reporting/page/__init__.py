@@ -75,7 +75,7 @@ def _inert(text: str) -> str:
 def _title(report: Report) -> str:
     if len(report.found.sweeps) == 1:
         sweep = report.found.sweeps[0]
-        return f"{sweep.info.get('name') or sweep.path.name}: sweep"
+        return f"{sweep.info.get('name') or sweep.path.name}: {sweep.kind}"
     names = dict.fromkeys(str(run.info.get("name")) for run in report.found.runs if run.info.get("name"))
     return f"{', '.join(list(names)[:3])}{' …' if len(names) > 3 else ''}: report" if names else "report"
 

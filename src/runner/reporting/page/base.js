@@ -66,7 +66,7 @@ function frame(host, { height = 210, x, y, left = 46, right = 10, bottom = 26, t
   const width = Math.max(220, host.clientWidth || 320);
   const root = draw("svg", { viewBox: `0 0 ${width} ${height}`, width: "100%", role: "img", "aria-label": label }, host);
   const sx = scale(x[0], x[1], left, width - right), sy = scale(y[0], y[1], height - bottom, top);
-  for (const t of ticks(y[0], y[1], 4)) {
+  for (const t of ticks(y[0], y[1], 5)) {
     draw("line", { class: "grid", x1: left, x2: width - right, y1: sy(t), y2: sy(t) }, root);
     draw("text", { x: left - 6, y: sy(t) + 4, "text-anchor": "end" }, root, fmt(t));
   }
