@@ -81,7 +81,9 @@ def read_run(run: Path, config: dict[str, Any]) -> Path2D:
     points = np.array([[table[step, names[0], x] for x in ("x1", "x2")] for step in steps])
     values = np.array([[table[step, name, "value"] for name in names] for step in steps])
     wrapper = (config.get("wrapper") or {}).get("_target_")
-    method = config["weighting"]["_target_"].rpartition(".")[2] + (f" + {wrapper.rpartition('.')[2]}" if wrapper else "")
+    method = config["weighting"]["_target_"].rpartition(".")[2] + (
+        f" + {wrapper.rpartition('.')[2]}" if wrapper else ""
+    )
     return Path2D(method, str(config["backbone"]["start"]), np.array(steps), points, values)
 
 
