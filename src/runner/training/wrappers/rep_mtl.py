@@ -100,7 +100,7 @@ class RepMTL(Wrapper):
                 self._add(extra, term * (engine.scale / total))
             engine.backward(look.losses)
         report = engine.finish()
-        self._apply(extra)
+        self._add_to_gradients(extra)
         return report
 
     # ---- saliencies -------------------------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ class RepMTL(Wrapper):
                 before = extra[i]
                 extra[i] = grad if before is None else before + grad
 
-    def _apply(self, extra: list[Tensor | None]) -> None:
+    def _add_to_gradients(self, extra: list[Tensor | None]) -> None:
         """Sum over processes, and add to what the engine has left."""
         engine, around = self.around.engine, self.around
         reached = engine.reach.of(engine.present)
