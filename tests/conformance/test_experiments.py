@@ -31,7 +31,15 @@ BY_MIXTURE = {
     "nyud": ["mixture.size=[32,48]", "mixture.augment.crop=null"],
     "nyuv2": ["mixture.size=[32,48]"],
 }
-NEEDS_DATA = {"images": "hub", "intents": "hub", "sentences": "hub", "adult": "adult", "adult_five": "adult"}
+NEEDS_DATA = {
+    "images": "hub",
+    "images_base": "hub",
+    "images_merge": "hub",
+    "intents": "hub",
+    "sentences": "hub",
+    "adult": "adult",
+    "adult_five": "adult",
+}
 
 
 def smallest(experiment: str, place: Path, request: pytest.FixtureRequest) -> dict[str, Any]:
@@ -42,6 +50,8 @@ def smallest(experiment: str, place: Path, request: pytest.FixtureRequest) -> di
     overrides += [] if choices["backbone"] == "toy_point" else ["backbone.size=tiny"]
     overrides += [] if choices["backbone"] in ("mlp", "toy_point") else ["backbone.pretrained=null"]
     overrides += BY_MIXTURE.get(mixture, [])
+    if compose("train", overrides).config.init is not None:  # its base has another size
+        overrides += ["init=null", "finetune.heads=train"]
     if mixture == "nyud":
         overrides.append(f"mixture.path={write_nyud_mt(place / 'NYUD_MT')}")
     elif mixture == "nyuv2":

@@ -93,7 +93,7 @@ class WandbSink:
             config=dict(config),
         )
         try:
-            if mode == "online" and not _has_key():
+            if mode == "online" and not has_key():
                 notice("W&B has no API key here: recording offline (`wandb login`, or set WANDB_API_KEY)")
                 mode = "offline"
             if mode == "online":
@@ -210,7 +210,7 @@ def _init(**arguments: Any) -> Any:
     )
 
 
-def _has_key() -> bool:
+def has_key() -> bool:
     """Whether W&B finds credentials; never prompts, never uses the network."""
     import wandb
 

@@ -254,6 +254,9 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
             if report is not None:
                 if scaler is not None:
                     scaler.unscale_(optimizer)
+                penalty = model.penalty()  # of the architecture, in no task's loss
+                if penalty is not None and penalty.requires_grad:
+                    penalty.backward()
                 grads = [p.grad for p in engine.parameters if p.grad is not None]
                 grad_norm = float(get_total_norm(grads)) if grads else 0.0
                 if not math.isfinite(grad_norm) and scaler is None:
