@@ -22,7 +22,7 @@ OVERRIDES = {
     "moml": ["weighting.held_out=train"],
     "forum": ["weighting.inner_step=2", "weighting.eta=0.01"],
     "modo": [],
-    "sdmgrad": ["trainer.log_every=1"],
+    "sdmgrad": ["weighting.lr=0.05"],  # with 10 the weights stand in a corner of the simplex
     "mgda_ub": [],
     "nash_mtl": ["weighting.mode=gram"],
 }
