@@ -71,3 +71,26 @@ def batch_parts(config: Config, report: Report) -> None:
             f"process{'es' if processes > 1 else ''}: trainer.batch_size={trainer['batch_size']} cannot be divided so",
             f"such as trainer.batch_size={' or '.join(map(str, fitting))}",
         )
+
+
+def wrapper_fit(config: Config, report: Report) -> None:
+    """What a wrapper does to a step must leave the weighting what it needs."""
+    wrapper, weighting, trainer = config["wrapper"]["_target_"], config["weighting"], config["trainer"]
+    if wrapper is None:
+        return
+    name, method = wrapper.rpartition(".")[2], weighting["_target_"].rpartition(".")[2]
+    mode = weighting.get("mode") or constant(weighting["_target_"], "mode") or "parameters"
+    ready_made, twice = constant(wrapper, "one_backward"), constant(wrapper, "second_derivatives")
+    if (ready_made or twice) and mode != "parameters":
+        what = f"{name} needs the gradients of the parameters, but {method} has mode={mode}"
+        hint = "set weighting.mode=parameters" if "mode" in weighting else "choose another weighting, or wrapper=none"
+        report.add("wrapper", what, hint, see="runner ls weighting")
+    if ready_made and sum(constant(weighting["_target_"], "parts") or (1,)) > 1:
+        what = f"{name} makes one gradient per task and step, but {method} compares those of parts of the batch"
+        report.add("wrapper", what, "choose another weighting, or wrapper=none", see="runner ls weighting")
+    if ready_made and trainer["log_losses"]:
+        what = f"trainer.log_losses=true does not go with {name}, which moves the weights for every task's loss"
+        report.add("trainer.log_losses", what, "set trainer.log_losses=false, or wrapper=none")
+    if twice and trainer["compile"]:
+        what = f"trainer.compile=true cannot take the second derivatives that {name} needs"
+        report.add("trainer.compile", what, "trainer.compile=false, or wrapper=none")

@@ -87,6 +87,8 @@ def write_result(
         "signature": run.info()["signature"],
         "approximations": approximations(weighting),
     }
+    if run.config().get("reference"):
+        result["reference"] = run.config()["reference"]
     result |= compare(run.config(), run.info().get("needs", []), results, parts.tasks, split)
     if tracker is not None:
         write_json(run.path / "result.json", result)

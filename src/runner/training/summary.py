@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
 from runner.backbones.hub import is_local
 from runner.config.build import build
@@ -16,6 +15,7 @@ from runner.config.schema import TrainerConfig
 from runner.errors import UserError
 from runner.mixtures.stream import steps_per_epoch
 from runner.training.assemble import Parts, assemble, counted_as_shared, probe_group, trainable
+from runner.training.cost import Cost, forward_cost, in_words, measure
 from runner.weighting.base import MODES, Weighting
 
 
@@ -45,8 +45,10 @@ def print_summary(config: dict[str, Any]) -> None:
     if weighting.mode != "parameters":
         console.print(f"weighting {MODES[weighting.mode]}")
     console.print("specific  " + ", ".join(f"{task} {count:,}" for task, count in specific.items()))
+    cost = forward_cost(parts.model, probe_group(parts.inputs), list(parts.tasks))
+    console.print(_compute(parts, cost))
     console.print(_work(parts, settings, config))
-    console.print(_memory(parts, settings, weighting, shared, config))
+    console.print(_memory(parts, settings, weighting, shared, cost, config))
     for problem in parts.mixture.check():
         console.print(f"data      missing: {problem.what}\n          {problem.hint}")
 
@@ -108,7 +110,27 @@ def _work(parts: Parts, settings: TrainerConfig, config: Mapping[str, Any]) -> s
     return f"work      {steps:,} steps in {settings.epochs} epochs, {split}"
 
 
-def _memory(parts: Parts, settings: TrainerConfig, weighting: Weighting, shared: int, config: Mapping[str, Any]) -> str:
+def _compute(parts: Parts, cost: Cost) -> str:
+    """FLOPs of one example, and how many passes of one backbone that is: what the architecture adds."""
+    group = probe_group(parts.inputs)
+    backbone: Any = parts.model.all_backbones()[0]  # type: ignore[operator]
+    alone = measure(parts.model, lambda: backbone(group.inputs))
+    example = "one example"
+    if parts.inputs.kind == "image":
+        height, width = group.inputs["pixels"].shape[-2:]
+        example = f"an image of {height} x {width}"
+    elif parts.inputs.kind == "text":
+        example = f"a text of {group.inputs['input_ids'].shape[1]} tokens"
+    times = f", {cost.flops / alone.flops:.2f} x one pass of the backbone" if alone.flops else ""
+    return (
+        f"compute   {in_words(cost.flops)} forward for {example}{times}; "
+        f"{cost.saved_bytes / 2**20:,.1f} MiB of activations in fp32"
+    )
+
+
+def _memory(
+    parts: Parts, settings: TrainerConfig, weighting: Weighting, shared: int, cost: Cost, config: Mapping[str, Any]
+) -> str:
     """Weights, gradients, two moments, the K×P buffer, and the tensors that one example keeps for its backward pass."""
     parameters = sum(p.numel() for p in parts.model.parameters())
     free = sum(p.numel() for p in trainable(parts.model))
@@ -116,7 +138,7 @@ def _memory(parts: Parts, settings: TrainerConfig, weighting: Weighting, shared:
     per_task = len(parts.tasks) * shared if holds else 0
     ema = parameters if settings.ema else 0
     micro = settings.batch_size // (settings.accumulation * config["launch"]["num_processes"])
-    activations = saved_bytes(parts) * micro
+    activations = cost.saved_bytes * micro
     if settings.precision != "fp32":
         activations //= 2
     state = 4 * (parameters + 3 * free + per_task + ema)
@@ -125,22 +147,3 @@ def _memory(parts: Parts, settings: TrainerConfig, weighting: Weighting, shared:
         f"memory    about {total} MiB a process: {kept} for weights, gradients and two moments, "
         f"{made} for the activations of {micro} examples in {settings.precision}"
     )
-
-
-def saved_bytes(parts: Parts) -> int:
-    """Bytes that one example's forward pass keeps for the backward pass, parameters not counted."""
-    own = {p.untyped_storage().data_ptr() for p in parts.model.parameters()}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    parts.model.eval()  # BatchNorm cannot train on one example
-    with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        outputs = parts.model(probe_group(parts.inputs), list(parts.tasks))  # alive until counted
-    total = sum(kept.values())
-    del outputs
-    return total
