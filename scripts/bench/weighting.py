@@ -13,6 +13,8 @@ process, and figures are ratios of medians:
 - memory: the peak of a fresh process over that of the plain step, in units of P (shared parameters, float32; Linux).
   Bars: 1.1 K parameter-level, 2 Gram-only, 0.1 representation-level.
 
+Run it with OMP_NUM_THREADS=1 on a machine that is not idle: processor time is measured then.
+
 Solvers: median milliseconds at K = 10 (bar 1) and K = 40 (bar 5). Peers are optional: torchjd, and LibMTL's weightings
 (`pip install --no-deps LibMTL`).
 """
@@ -195,11 +197,13 @@ def median_ms(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, fl
     times: dict[str, list[float]] = {name: [] for name in steps}
     for step in steps.values():
         step()
+    # With one thread the processor's time is the step's, whatever else the machine does.
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     for _ in range(rounds):
         for name, step in steps.items():
-            began = time.perf_counter()
+            began = clock()
             step()
-            times[name].append(1000 * (time.perf_counter() - began))
+            times[name].append(1000 * (clock() - began))
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -244,6 +248,9 @@ def measure_peak(what: str, net_name: str, number: int) -> None:
     torch.manual_seed(0)
     net, x = NETS[net_name]([f"t{k}" for k in range(number)])
     step = (lambda: plain(net, x)) if what == "plain" else ours(what, net, x)
+    # The first backward pass with given gradients imports sympy, 35 MB that belong to no step.
+    warm = torch.ones(1, requires_grad=True)
+    torch.autograd.grad([warm * 2], [warm], [torch.ones(1)])
     for _ in range(3):
         step()
     # Not getrusage: its maximum is inherited from the process that started this one.

@@ -17,7 +17,7 @@ OVERRIDES = {
     "rlw": ["weighting.distribution=dirichlet"],
     "famo": ["trainer.accumulation=2"],
     "stch": ["weighting.warmup_epoch=1"],
-    "coba": ["weighting.warmup_steps=3", "weighting.window=5"],
+    "coba": ["weighting.warmup_steps=3", "weighting.window=5", "weighting.losses=validation"],
     "auto_lambda": ["weighting.lr=0.01"],
     "moml": ["weighting.held_out=train"],
     "forum": ["weighting.inner_step=2", "weighting.eta=0.01"],
