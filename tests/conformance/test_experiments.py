@@ -31,7 +31,8 @@ BY_MIXTURE = {
     "nyud": ["mixture.size=[32,48]", "mixture.augment.crop=null"],
     "nyuv2": ["mixture.size=[32,48]"],
 }
-NEEDS_DATA = {"images": "hub", "images_base": "hub", "images_merge": "hub", "intents": "hub", "sentences": "hub", "adult": "adult"}
+NEEDS_DATA = {"images": "hub", "images_base": "hub", "images_merge": "hub", "intents": "hub", "sentences": "hub"}
+NEEDS_DATA |= {"adult": "adult", "sentences_base": "hub"}
 
 
 def smallest(experiment: str, place: Path, request: pytest.FixtureRequest) -> dict[str, Any]:
