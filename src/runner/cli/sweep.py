@@ -95,12 +95,25 @@ def sweep(composed: Composed, request: HydraArguments, argv: Sequence[str]) -> i
     more = ["--config-dir", request.config_dir] if request.config_dir else []
     more += ["hydra.mode=RUN"] if composed.multirun else []  # the job's own command is one run
     points = [(point.overrides, point.config) for point in grid.points]
-    entries = place.enter(id, name, ["train", *argv], more, grid.axes, grid.fixed, points)
+    command = ["train", *(word for word in argv if word != "--dry-run")]
+    entries = place.enter(id, name, command, more, grid.axes, grid.fixed, points)
     if launch["scheduler"] == "slurm":
         from runner.launching import slurm
 
         return slurm.submit(place, entries, launch, dry_run=request.dry_run, notice=notice)
     return run_here(place, entries, notice=notice)
+
+
+def go_on(place: SweepDirectory) -> int:
+    """Run what is not completed of a sweep, with what its jobs were frozen with; where it was run before."""
+    from runner.launching import slurm
+
+    entries = place.entries()
+    if not entries:
+        raise UserError(f"the sweep in '{place.path}' has no jobs", "", f"runner status {place.path}")
+    if slurm.submissions(place):
+        return slurm.submit(place, entries, place.config(entries[0])["launch"])
+    return run_here(place, entries)
 
 
 def run_here(place: SweepDirectory, entries: Sequence[Entry], *, notice: str = "") -> int:
@@ -126,14 +139,15 @@ def run_here(place: SweepDirectory, entries: Sequence[Entry], *, notice: str = "
     sys.stdout.flush()
     board = make_board(varied)
     try:
-        outcome = schedule.run_sweep(
-            jobs,
-            wanted,
-            board,
-            at_a_time=launch["jobs"],
-            gpus_per_job=launch["gpus_per_job"],
-            keep_going=launch["keep_going"],
-        )
+        with place.attending():
+            outcome = schedule.run_sweep(
+                jobs,
+                wanted,
+                board,
+                at_a_time=launch["jobs"],
+                gpus_per_job=launch["gpus_per_job"],
+                keep_going=launch["keep_going"],
+            )
     finally:
         board.close()
     return _report(place, entries, varied, outcome)
@@ -183,7 +197,7 @@ def _close(place: SweepDirectory, entries: Sequence[Entry]) -> None:
     offline = [e for e in entries if any((place.directory(e) / "wandb").glob("offline-run-*"))]
     if offline:
         print(f"  W&B      runner sync {_shown(place.path)}")
-    print(f"  next     runner status {_shown(place.path)}")
+    print(f"  next     runner report {_shown(place.path)}")
 
 
 def _tell_needs(wanted: Sequence[Any]) -> None:

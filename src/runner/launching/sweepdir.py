@@ -16,6 +16,7 @@ import fcntl
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -133,8 +134,8 @@ class SweepDirectory:
     ) -> list[Entry]:
         """Write the sweep, or add to it what is new; returns the entries of `points`, in their order.
 
-        A point is the same job when its overrides and its signature are the same. One whose YAML has changed since
-        gets a new job: the old one keeps its numbers.
+        A point is the same job when its values of the axes and its signature are the same. One whose YAML has changed
+        since gets a new job: the old one keeps its numbers.
 
         Args:
             id: of `identifier`. name: of its runs. argv: the command.
@@ -174,19 +175,21 @@ class SweepDirectory:
             info = {"schema": SCHEMA, "id": id, "name": name, "created": now(), "argv": list(argv), "verb": "train"}
             info |= {"arguments": list(arguments), "axes": {}, "fixed": [], "jobs": [], "needs": []}
         before = json.dumps(info)
-        info["fixed"] = list(fixed)
+        info |= {"argv": list(argv), "fixed": list(fixed)}
         for key, values in axes.items():
             info["axes"][key] = list(dict.fromkeys([*info["axes"].get(key, []), *values]))
-        known = {_key(job["overrides"], job["signature"]): Entry(**job) for job in info["jobs"]}
+        swept = tuple(f"{key.lstrip('+')}=" for key in info["axes"])
+        known = {_key(job["overrides"], job["signature"], swept): Entry(**job) for job in info["jobs"]}
         entries = []
         number = max((job["number"] for job in info["jobs"]), default=-1) + 1
         (self.path / "configs").mkdir(exist_ok=True)
         for overrides, config in points:
             sig = signature(config)
-            entry = known.get(_key(overrides, sig))
+            key = _key(overrides, sig, swept)
+            entry = known.get(key)
             if entry is None:
                 entry = Entry(number, overrides, sig, f"jobs/{number:03d}-{sig}")
-                known[_key(overrides, sig)] = entry
+                known[key] = entry
                 info["jobs"].append(asdict(entry))
                 number += 1
             self._freeze(entry.stem, config)
@@ -221,14 +224,45 @@ class SweepDirectory:
                     known.add(sig)
             write_json(self.path / "sweep.json", info)
 
+    @contextlib.contextmanager
+    def attending(self) -> Iterator[None]:
+        """Be known, while this lasts, as a front end that runs jobs of the sweep: `runner cancel` tells it to stop."""
+        folder = self.path / ".fronts"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{socket.gethostname()}.{os.getpid()}"
+        with open(path, "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+
+    def fronts(self) -> list[tuple[str, int]]:
+        """(host, process id) of the front ends that run jobs of the sweep now."""
+        found = []
+        for path in sorted((self.path / ".fronts").glob("*.*")):
+            with contextlib.suppress(FileNotFoundError), open(path) as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.unlink(missing_ok=True)  # it was killed
+                except BlockingIOError:
+                    host, _, pid = path.name.rpartition(".")
+                    found.append((host, int(pid)))
+        return found
+
     def need_config(self, sig: str) -> dict[str, Any]:
         """What a needed run was frozen with."""
         return read_json(self.path / "configs" / "needs" / f"{sig}.json")
 
 
-def _key(overrides: Sequence[str], sig: str) -> tuple[tuple[str, ...], str]:
-    """Two points are one job when they say the same, in any order, and mean the same."""
-    return tuple(sorted(line.lstrip("+") for line in overrides)), sig
+def _key(overrides: Sequence[str], sig: str, swept: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
+    """Two points are one job when they have the same values of the axes and the same signature.
+
+    The signature alone would take two values of an axis that does not affect weights for one; and shared overrides
+    such as `launch.jobs=2` may change from one command to the next.
+    """
+    lines = (line.lstrip("+") for line in overrides)
+    return tuple(sorted(line for line in lines if line.startswith(swept))), sig
 
 
 def state_of(run: Path) -> str:
