@@ -341,6 +341,7 @@ def finish(
             "experts for longer or start from a base that has seen less"
         )
     diagnostics = diagnose(run.path, settings, data, models, merged_state, report, check_stop)
+    tracker.pictures(0, run.path / "diagnostics")
     tracker.scalars(0, "validation", validation)
     tracker.scalars(0, split, results)
     tracker.panels(0, split, panels)
