@@ -16,7 +16,7 @@ from runner.merging.with_data.common import base_of, experts_of
 from runner.training.checkpoints import load_weights, save_weights
 from tests.merging.toy import make, outputs
 
-QUICK = {"steps": 3, "evaluations": 5, "examples": 4, "shots": 3, "batch_size": 8, "iterations": 2}
+QUICK = {"steps": 3, "evaluations": 5, "examples": 4, "shots": 3, "batch_size": 8, "head_lr": 1e-9}
 
 
 def composed(option: paths.Option) -> dict:
