@@ -47,7 +47,8 @@ def slerp(first: Tensor, second: Tensor, t: float, dim: int | None = None) -> Te
     """Between two tensors as vectors (`dim` None), or between their slices along a dimension."""
     if dim is None:
         return slerp(first.reshape(-1), second.reshape(-1), t, 0).view(first.shape)
-    norms = torch.linalg.vector_norm(torch.stack([first, second]).double(), dim=dim + 1, keepdim=True).clamp_min(1e-30)
+    axis = dim if dim < 0 else dim + 1
+    norms = torch.linalg.vector_norm(torch.stack([first, second]).double(), dim=axis, keepdim=True).clamp_min(1e-30)
     cosine = ((first.double() / norms[0]) * (second.double() / norms[1])).sum(dim, keepdim=True).clamp(-1.0, 1.0)
     angle = torch.arccos(cosine)
     flat = (cosine.abs() > PARALLEL).float()
