@@ -180,7 +180,7 @@ def test_streaming_equals_merging_in_memory(option, tmp_path):
     assert all(torch.equal(on_disk(single)[n], on_disk(many)[n]) for n in WIDE)
     if merge.decoder:
         for folder in (single, many):
-            restored = open_source(folder.with_name(f"{folder.name}#a"), "a", StateDict(WIDE))
+            restored = open_source(folder.with_name(f"{folder.name}@a"), "a", StateDict(WIDE))
             close({n: restored.whole(n) for n in WIDE}, expected.for_task("a"), atol=1e-6)
             part = restored.read("embed.weight", 1003, 5021)
             torch.testing.assert_close(part, expected.for_task("a")["embed.weight"].reshape(-1)[1003:5021])

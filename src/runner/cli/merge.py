@@ -17,11 +17,11 @@ HELP = """\
 usage: runner merge merge=STRATEGY [base=DIR] 'models=[DIR,DIR,…]' out=DIR [OVERRIDES…] [--dry-run]
 
 Merges models tensor by tensor: memory does not grow with their size. Killed, the same command goes on.
-DIR: safetensors or torch files, PEFT adapters (with base=DIR), runs of ours, DIR#TASK of a merge.
+DIR: safetensors or torch files, PEFT adapters (with base=DIR), runs of ours, DIR@TASK of a merge.
 
   --dry-run            print tensors, bytes, time and memory; write nothing
   --from FILE          read a mergekit YAML; overrides come on top
-  merge.weights=[…]    one coefficient per model; merge.layers={'*.attn.*': 0.5} by pattern
+  merge.weights=[…]    one coefficient per model; 'merge.layers={*.attn.*: 0.5}' by pattern
   include=[…] exclude=[…]   patterns of tensors to merge, or to copy from the base
   dtype=bfloat16       store so; default: as the base. Everything is computed in float32
   embed=union          vocabularies of different size: error, base or union

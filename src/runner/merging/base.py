@@ -34,7 +34,7 @@ from torch import Tensor
 
 from runner.config.build import build
 from runner.errors import Problem, UserError
-from runner.merging.coefficients import factor_at
+from runner.merging.coefficients import factor_at, table
 from runner.merging.sources import Models
 
 R = TypeVar("R")
@@ -180,7 +180,8 @@ class Merge(ABC):
         weights: one coefficient per expert; default: 1/T for averages, 1 for sums of task vectors.
         normalize: divide the weights by their sum.
         layers: pattern → factor of the weights (one number, or one per expert) for the tensors whose names fit; the
-            first that fits counts. Patterns are globs, or `re:` and a regular expression.
+            first that fits counts. Patterns are globs, or `re:` and a regular expression. A list of pairs
+            [[pattern, factor], …] means the same.
     """
 
     needs: ClassVar[Literal["weights", "unlabelled", "labelled"]] = "weights"
@@ -200,10 +201,11 @@ class Merge(ABC):
     pre: Transforms = field(default_factory=list)
     weights: list[float] | None = None
     normalize: bool = False
-    layers: dict[str, Any] = field(default_factory=dict)
+    layers: dict[str, Any] | list[list[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.pre = make_transforms(self.pre, "merge.pre")
+        self.layers = table(self.layers, "merge.layers")
 
     def passes(self) -> int:
         """How often every input is read with this `pre`."""

@@ -70,10 +70,10 @@ def open_source(path: Path, label: str, base: Source | None = None) -> Source:
     Raises:
         UserError: there is none, or it is damaged.
     """
-    if "#" in path.name and not path.exists():  # one task of a merge that stores codes per task
+    if "@" in path.name and not path.exists():  # one task of a merge that stores codes per task
         from runner.merging.restored import RestoredSource
 
-        folder, _, task = str(path).rpartition("#")
+        folder, _, task = str(path).rpartition("@")
         return RestoredSource(Path(folder), task, label, base)
     if path.is_file():
         return _open_file(path, label)

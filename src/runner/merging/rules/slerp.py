@@ -10,7 +10,7 @@ from torch import Tensor
 
 from runner.config.kinds import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 from runner.merging.base import Block, Merge, Unit
-from runner.merging.coefficients import factor_at
+from runner.merging.coefficients import factor_at, table
 
 PARALLEL = 1.0 - 5e-4
 """Cosine beyond which two directions are taken for one, and interpolation is linear."""
@@ -34,7 +34,11 @@ class Slerp(Merge):
     identities: ClassVar[frozenset[str]] = frozenset({"identical", "permuted", "base"})
 
     t: Fraction = 0.5
-    t_at: dict[str, float] = field(default_factory=dict)
+    t_at: dict[str, float] | list[list[Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.t_at = table(self.t_at, "merge.t_at")
 
     def merge(self, block: Block, state: Any) -> Tensor:
         t = self.t
