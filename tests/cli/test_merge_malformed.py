@@ -106,7 +106,11 @@ CASES: dict[str, tuple[Callable[[], object], list[str], tuple[str, ...]]] = {
         ("from 0 to 1",),
     ),
     "several at once": (lambda: 0, ["-m", *AVERAGE, "models=[a]", "out=out"], ("without -m",)),
-    "mistyped flag": (lambda: 0, [*AVERAGE, "models=[a]", "out=out", "--dryrun"], ("unknown flag '--dryrun'", "did you mean '--dry-run'?")),
+    "mistyped flag": (
+        lambda: 0,
+        [*AVERAGE, "models=[a]", "out=out", "--dryrun"],
+        ("unknown flag '--dryrun'", "did you mean '--dry-run'?"),
+    ),
     "no such model": (lambda: 0, [*AVERAGE, "models=[a,nowhere]", "out=out"], ("no model at", "nowhere")),
     "no such base": (lambda: 0, [*TA, "base=nowhere", "models=[a]", "out=out"], ("base: there is no model",)),
     "same model twice": (lambda: 0, [*AVERAGE, "models=[a,b,./a]", "out=out"], ("stands there twice", "merge.weights")),

@@ -35,7 +35,7 @@ from torch import Tensor
 from runner.config.build import build
 from runner.errors import Problem, UserError
 from runner.merging.coefficients import factor_at, table
-from runner.merging.sources import Models
+from runner.merging.sources import Models, Source
 
 R = TypeVar("R")
 Unit = Literal["element", "tensor", "model"]
@@ -317,6 +317,37 @@ class TaskVectorMerge(Merge):
     def merge(self, block: Block, state: Any) -> Tensor:
         tau = self.direction(block, state)
         return torch.add(block.origin, tau, alpha=self.scale)
+
+
+@dataclass(kw_only=True)
+class Arrangement(Merge):
+    """A strategy that makes a model of other tensors than its inputs have: stacked layers, joined adapters.
+
+    Attributes:
+        adapters: whether its inputs are adapters by themselves, and so is its result.
+    """
+
+    base_use: ClassVar[Literal["required", "optional", "unused"]] = "unused"
+    propagates: ClassVar[bool] = True
+    identities: ClassVar[frozenset[str]] = frozenset()
+    adapters: ClassVar[bool] = False
+
+    @abstractmethod
+    def arrange(self, models: Models) -> Arranged:
+        """The result as a source that computes its tensors when they are read."""
+
+    def merge(self, block: Block, state: Any) -> Tensor:
+        return block.model(0)
+
+
+class Arranged(Source):
+    """The result of an arrangement.
+
+    Attributes:
+        changes: keys of config.json (or adapter_config.json) that have other values now.
+    """
+
+    changes: dict[str, Any]
 
 
 @dataclass(kw_only=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runner.errors import Problem, UserError
-from runner.merging.adapters import CONFIG, AdapterSource
+from runner.merging.adapters import CONFIG, AdapterSource, FactorSource
 from runner.merging.disk import SafetensorsSource, some
 from runner.merging.sources import Models, Source
 from runner.merging.torch_files import TorchSource
@@ -47,6 +47,28 @@ def open_models(paths: Sequence[str], base: str | None, names: Sequence[str] | N
     if problems:
         raise UserError(list(dict.fromkeys(problems)))
     return Models(experts, opened)
+
+
+def open_adapters(paths: Sequence[str], base: str | None, names: Sequence[str] | None = None) -> Models:
+    """Open adapters by themselves, for strategies that merge their factors; all problems at once.
+
+    Raises:
+        UserError: one is no adapter, or there is a base, which these strategies do not read.
+    """
+    problems: list[Problem] = []
+    if base is not None:
+        problems.append(Problem("this strategy merges adapters by themselves and reads no base", "leave base out"))
+    experts: dict[str, Source] = {}
+    for label, path in zip(names or expert_names(paths), paths, strict=True):
+        try:
+            if not is_adapter(Path(path)):
+                raise UserError(f"'{path}' is no adapter: it has no {CONFIG}", "this strategy merges LoRA adapters")
+            experts[label] = FactorSource(Path(path), label)
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(problems)
+    return Models(experts)
 
 
 def expert_names(paths: Sequence[str]) -> list[str]:
