@@ -89,7 +89,7 @@ def test_a_subset_of_tasks_reads_no_other_map(root, tmp_path) -> None:
 
 
 def test_augmented_training(root) -> None:
-    augment = {"scale": {"min": 0.5, "max": 2.0}, "crop": [40, 52], "max_share": 0.75, "flip": True, "colour": True}
+    augment = {"scale": [0.5, 2.0], "between": True, "crop": [40, 52], "max_share": 0.75, "flip": True, "colour": True}
     mixture = nyud(root, augment=augment)
     assert mixture.setup(None).size == (40, 52)
     dataset = mixture.datasets("train")["nyud"]

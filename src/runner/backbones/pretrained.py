@@ -126,7 +126,7 @@ def load_weights(
 ) -> PreTrainedModel:
     """Load, and account for every tensor: all of the trunk's must come from the checkpoint, with their shapes."""
     try:
-        with _quiet():
+        with quiet():
             model, report = auto.from_pretrained(
                 directory,
                 config=config,
@@ -169,7 +169,7 @@ def load_weights(
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep transformers' progress bar and its own report of unused tensors off the console."""
     verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()

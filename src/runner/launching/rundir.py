@@ -46,8 +46,14 @@ class RunDirectory:
         self.path = path
 
     @classmethod
-    def claim(cls, config: Mapping[str, Any], verb: str, argv: list[str]) -> RunDirectory:
+    def claim(cls, config: Mapping[str, Any], verb: str, argv: list[str], **more: Any) -> RunDirectory:
         """Create `outputs/<verb>/<name>/<UTC>-<signature>-<random>/`, or the pinned `run_dir`; freeze the config in it.
+
+        Args:
+            config: resolved and checked.
+            verb: what the run does.
+            argv: the command line that asked for it.
+            more: further keys of `run.json`, such as the sweep it belongs to.
 
         Raises:
             UserError: the place cannot be written.
@@ -83,6 +89,7 @@ class RunDirectory:
                     "python": sys.version.split()[0],
                     "packages": package_versions(),
                     "wandb_id": f"{sig}-{secrets.token_hex(3)}",
+                    **more,
                     "attempts": [],
                 },
             )

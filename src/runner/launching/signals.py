@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+from collections.abc import Iterator
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -34,3 +36,17 @@ class StopFlag:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number
+
+
+@contextlib.contextmanager
+def quiet_signals() -> Iterator[list[int]]:
+    """Collect stop signals in a list instead of dying of them; for a process that watches workers."""
+    received: list[int] = []
+    previous = {}
+    for number in STOP_SIGNALS:
+        previous[number] = signal.signal(number, lambda n, _frame: received.append(n))
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -22,6 +22,7 @@ from typing import IO
 import yaml
 
 from runner.errors import EXIT_FAILED, EXIT_STOPPED, EXIT_USER, UserError
+from runner.launching.ranks import PARENT
 from runner.launching.rundir import RunDirectory, Status
 from runner.launching.signals import StopFlag
 
@@ -33,8 +34,8 @@ def main(argv: list[str]) -> int:
     folder, dry = Path(argv[0]), "--dry-run" in argv[1:]
     rank = int(os.environ.get("RANK", "0"))
     run = None if dry else RunDirectory.open(folder)
-    if "RANK" not in os.environ:
-        _stop_with_parent()
+    if not _stop_with_parent():
+        return EXIT_STOPPED
     if run is not None:
         _log_to(folder / ("train.log" if rank == 0 else f"rank{rank}.log"), rank)
     lock = None
@@ -52,6 +53,10 @@ def main(argv: list[str]) -> int:
             from runner.training.verbs import evaluate_run
 
             return evaluate_run(run)
+        if (run.config().get("merge") or {}).get("_target_"):
+            from runner.merging.launched import merge_run
+
+            return merge_run(run, flag)
         from runner.training.loop import train
 
         return train(run, flag)
@@ -83,11 +88,18 @@ def main(argv: list[str]) -> int:
             lock.close()
 
 
-def _stop_with_parent() -> None:
-    """Ask Linux for SIGTERM when the front end dies: an orphan would go on in a directory that somebody resumes."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+def _stop_with_parent() -> bool:
+    """Ask Linux for SIGTERM when the front end dies: an orphan would go on in a directory that somebody resumes.
+
+    Returns:
+        False when it is dead already, too early to be told.
+    """
+    parent = os.environ.get(PARENT)
+    if sys.platform != "linux" or parent is None:
+        return True
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+    return os.getppid() == int(parent)
 
 
 def _lock(folder: Path, patience_s: float = 60.0) -> IO[str]:

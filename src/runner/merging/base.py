@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from runner.config.build import build
+from runner.config.kinds import PositiveInt
 from runner.errors import Problem, UserError
 from runner.merging.coefficients import factor_at, table
 from runner.merging.sources import Models, Source
@@ -182,6 +183,7 @@ class Merge(ABC):
         layers: pattern → factor of the weights (one number, or one per expert) for the tensors whose names fit; the
             first that fits counts. Patterns are globs, or `re:` and a regular expression. A list of pairs
             [[pattern, factor], …] means the same.
+        rounds: how often tuning and merging alternate at the same total budget; of `runner train` only.
     """
 
     needs: ClassVar[Literal["weights", "unlabelled", "labelled"]] = "weights"
@@ -202,6 +204,7 @@ class Merge(ABC):
     weights: list[float] | None = None
     normalize: bool = False
     layers: dict[str, Any] | list[list[Any]] = field(default_factory=dict)
+    rounds: PositiveInt = 1
 
     def __post_init__(self) -> None:
         self.pre = make_transforms(self.pre, "merge.pre")

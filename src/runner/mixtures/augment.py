@@ -24,8 +24,9 @@ class Augment:
     """What happens to a training example.
 
     Attributes:
-        scale: zooms, one of which is drawn; or `{min: 0.5, max: 2.0}`, between which one is drawn. Depth is divided
-            by the zoom (MTAN, ATRC).
+        scale: zooms, one of which is drawn; or `between` the smallest and the largest of which one is drawn. Depth is
+            divided by the zoom (MTAN, ATRC).
+        between: draw any zoom from the smallest to the largest of `scale`, not one of them.
         crop: (H, W) of a random window; smaller images are centred in it, the rest is unlabelled. None takes the
             mixture's `size`.
         max_share: a window in which one class has this share of the labelled pixels or more is drawn again, up to ten
@@ -35,7 +36,8 @@ class Augment:
             distortion of SSD, as in InvPT).
     """
 
-    scale: tuple[float, ...] | Mapping[str, float] = (1.0,)
+    scale: tuple[float, ...] = (1.0,)
+    between: bool = False
     crop: tuple[int, int] | None = None
     max_share: float = 1.0
     flip: bool = False
@@ -80,8 +82,8 @@ class Augment:
             labels: the stored class map that `max_share` looks at, of any size, with integers of `unlabelled` or more.
             unlabelled: the stored value that does not count.
         """
-        if isinstance(self.scale, Mapping):
-            scale = float(rng.uniform(self.scale["min"], self.scale["max"]))
+        if self.between:
+            scale = float(rng.uniform(min(self.scale), max(self.scale)))
         else:
             scale = float(self.scale[rng.integers(len(self.scale))])
         height, width = self.crop or size
@@ -206,19 +208,13 @@ def wrong_size(value: Any) -> str:
 
 
 def _wrong_scale(value: Any) -> str:
-    if isinstance(value, Mapping):
-        fits = set(value) == {"min", "max"} and all(map(_number, value.values())) and 0 < value["min"] <= value["max"]
-    else:
-        fits = isinstance(value, list | tuple) and len(value) > 0 and all(_number(v) and v > 0 for v in value)
-    return "" if fits and _finite(value) else "a list of zooms such as [1.0, 1.2, 1.5], or {min: 0.5, max: 2.0}"
-
-
-def _finite(value: Any) -> bool:
-    return bool(np.isfinite(list(value.values()) if isinstance(value, Mapping) else list(value)).all())
+    fits = isinstance(value, list | tuple) and len(value) > 0 and all(_number(v) and 0 < v < np.inf for v in value)
+    return "" if fits else "a list of zooms such as [1.0, 1.2, 1.5] (with between=true: of the smallest and largest)"
 
 
 _WRONG = {
     "scale": _wrong_scale,
+    "between": lambda value: "" if isinstance(value, bool) else "true or false",
     "crop": lambda value: "" if value is None else wrong_size(value),
     "max_share": lambda value: "" if _number(value) and 0 < value <= 1 else "a number above 0, up to 1",
     "flip": lambda value: "" if isinstance(value, bool) else "true or false",

@@ -88,6 +88,11 @@ class Texts(FromSources):
     def needed(self) -> list[str]:
         return list(self.sources)
 
+    @property
+    def encoder(self) -> TextTokenizer | None:
+        """The tokenizer, once `setup` has chosen it."""
+        return self._encoder
+
     def setup(self, pretrained: str | None) -> InputSpec:
         checkpoint = self.tokenizer or pretrained
         words = any(label.form == "tags" for labels in self.labels.values() for label in labels.values())

@@ -56,6 +56,10 @@ class TextTokenizer(ABC):
     @abstractmethod
     def _encode(self, texts: list[Any], seconds: list[str] | None) -> Iterable[Encoded]: ...
 
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write it as `AutoTokenizer.from_pretrained` reads it."""
+
 
 class WordPiece(TextTokenizer):
     """BERT's tokenizer (Wu et al. 2016, arXiv 1609.08144) with a vocabulary of its own.
@@ -85,6 +89,18 @@ class WordPiece(TextTokenizer):
         self.vocab_size = len(vocabulary)
         self.pad_token_id = vocabulary["[PAD]"]
         self.max_length = max_length
+
+    def save(self, folder: Path) -> None:
+        """As in `TextTokenizer`; once read back, special tokens written out in a text count as such."""
+        from tokenizers import Tokenizer
+        from transformers import PreTrainedTokenizerFast
+
+        copy = Tokenizer.from_str(self._tokenizer.to_str())
+        copy.no_truncation()  # transformers sets its own
+        names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL, strict=True))
+        PreTrainedTokenizerFast(
+            tokenizer_object=copy, model_max_length=self.max_length, padding_side="right", **names
+        ).save_pretrained(folder)
 
     def _encode(self, texts: list[Any], seconds: list[str] | None) -> Iterable[Encoded]:
         words = isinstance(texts[0], list)
@@ -167,6 +183,9 @@ class Pretrained(TextTokenizer):
         self.vocab_size = len(self._tokenizer)
         self.max_length = min(max_length, self._tokenizer.model_max_length)
         self._checkpoint = checkpoint
+
+    def save(self, folder: Path) -> None:
+        self._tokenizer.save_pretrained(folder)
 
     def _encode(self, texts: list[Any], seconds: list[str] | None) -> Iterable[Encoded]:
         words = isinstance(texts[0], list)

@@ -87,6 +87,31 @@ def result_table(
     return table
 
 
+def delta_lines(result: Mapping[str, Any], ascii_only: bool = False) -> list[str]:
+    """`Δm against single-task runs   metric_mean +1.2 % ↓   …`: every definition, its arrow says which sign is good."""
+    deltas = result.get("delta_m")
+    if not deltas:
+        return []
+    from runner.reporting.delta_m import RULES
+
+    name = "delta_m" if ascii_only else "Δm"
+    parts = [f"{name} against {result['baseline_from']}"]
+    for definition, value in deltas.items():
+        good = arrow("up" if RULES[definition].better == "higher" else "down", ascii_only)
+        parts.append(f"{definition} {'undefined' if value is None else f'{value:+.2f} % {good}'}")
+    return ["   ".join(parts)]
+
+
+def reference_lines(result: Mapping[str, Any]) -> list[str]:
+    """`published   depth abs_err 0.375   …`: what the configuration quotes to compare with."""
+    given = result.get("reference") or {}
+    parts = [
+        f"{task} " + " ".join(f"{metric} {number(value)}" for metric, value in metrics.items())
+        for task, metrics in given.items()
+    ]
+    return ["   ".join(["published", *parts])] if parts else []
+
+
 def summary_line(result: Mapping[str, Any]) -> str:
     """`completed   200 steps   in 0:41   39.2 examples/s   peak 812 MB   1.2 M parameters` from what `result` has."""
     parts = [str(result["status"]).lower()] if result.get("status") else []

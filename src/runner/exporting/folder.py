@@ -1,0 +1,124 @@
+"""From a run's checkpoint to an exported folder."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import yaml
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from runner.config.schema import TrainerConfig
+from runner.errors import RunFailed
+from runner.exporting.card import write_card
+from runner.exporting.reading import WHERE
+from runner.exporting.processors import write_processor
+from runner.exporting.trunks import Trunk, write_trunks
+from runner.files import write_json
+from runner.launching.rundir import RunDirectory
+from runner.training.assemble import Parts, assemble
+from runner.training.checkpoints import Checkpoints, load_weights
+
+PRIVATE = ("data_root", "output_dir", "run_dir")
+"""Keys of the configuration that name places on this machine."""
+
+
+def export(run: RunDirectory, to: Path, checkpoint: str, licence: str | None, data_root: str | None) -> list[Trunk]:
+    """Write the folder; it appears whole or not at all.
+
+    Args:
+        run: a trained run.
+        to: must not exist, or be empty.
+        checkpoint: best, latest or a step.
+        licence: an SPDX identifier for the model card, or None.
+        data_root: where the data lies now; needed where the model's inputs depend on it (texts, tables).
+
+    Returns:
+        What became of every backbone.
+
+    Raises:
+        UserError: no such checkpoint, `to` is taken, or the data that decides the model's inputs is not there.
+        RunFailed: the folder cannot be written.
+    """
+    config = run.config()
+    found = Checkpoints(run.path / "checkpoints").find(checkpoint)
+    parts = assemble(config, data_root, must_have_data=False)
+    averaged = bool(TrainerConfig(**config["trainer"]).ema)
+    model = weights_of(parts.model, found, averaged)
+    model.eval()
+    to = to.absolute()
+    temporary = to.with_name(f".{to.name}.{secrets.token_hex(4)}")
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        trunks = _fill(temporary, run, parts, model, found.name, averaged, licence)
+        _readable(temporary)
+        os.rename(temporary, to)  # refuses a folder that has become non-empty meanwhile
+    except OSError as error:
+        raise RunFailed(f"'{to}' cannot be written: {error}", "choose another place with --to DIR") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return trunks
+
+
+def weights_of(model: nn.Module, checkpoint: Path, averaged: bool) -> nn.Module:
+    """The model with a checkpoint's weights: the averaged ones where the run keeps them."""
+    if not averaged:
+        load_weights(model, checkpoint / "model.safetensors")
+        return model
+    average = AveragedModel(model, use_buffers=True)
+    load_weights(average, checkpoint / "ema.safetensors")
+    return average.module
+
+
+def _fill(
+    folder: Path, run: RunDirectory, parts: Parts, model: nn.Module, step: str, averaged: bool, licence: str | None
+) -> list[Trunk]:
+    own = folder / WHERE
+    own.mkdir()
+    trunks = write_trunks(model, parts.inputs, folder)
+    held = {t.name for t in trunks if t.folder is not None}
+    state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
+    heads = {name: tensor for name, tensor in state.items() if name.startswith("heads.")}
+    rest = {
+        name: tensor
+        for name, tensor in state.items()
+        if name not in heads and not any(name.startswith(f"{trunk}.trunk.") for trunk in held)
+    }
+    _save(heads, own / "heads.safetensors")
+    if rest:
+        _save(rest, own / "rest.safetensors")
+    config = {key: value for key, value in parts.config.items() if key not in PRIVATE}
+    (own / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    places = [folder / t.folder for t in trunks if t.folder is not None] or [folder]
+    reading = write_processor(parts.mixture, parts.inputs, model, places)
+    about: dict[str, Any] = {
+        "schema": 1,
+        "name": run.info()["name"],
+        "signature": run.info()["signature"],
+        "checkpoint": step,
+        "averaged": averaged,
+        "inputs": asdict(parts.inputs),
+        "backbones": [trunk.as_json() for trunk in trunks],
+    }
+    write_json(own / "export.json", about)
+    write_card(folder, run, config, about, reading, licence)
+    return trunks
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _readable(folder: Path) -> None:
+    """safetensors writes files that only their owner can read; an export is made to be passed on."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(0o666 & ~mask)
