@@ -318,16 +318,17 @@ def _models() -> None:
 def _worker_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Importing torch once instead of sixty times; `test_merge.py` starts real workers."""
 
-    def work(config: dict, dry: bool) -> int:
+    def work(config: dict, child: None) -> int:
         config = json.loads(json.dumps(config))
         try:
-            return worker.run(config, dry=dry)
+            return worker.run(config)
         except UserError as error:
             import sys
 
             print(error, file=sys.stderr)
             return error.exit_code
 
+    monkeypatch.setattr(verb, "start", lambda dry: None)
     monkeypatch.setattr(verb, "work", work)
 
 

@@ -135,9 +135,7 @@ class World:
         self.scale = scale
         inputs = InputSpec("table", num_numeric=5)
         sets = {"d": train_set} if train_set is not None else {}
-        self.wrapper.attach(
-            Surroundings(self.net, forward, self.engine, sets, inputs, 4, rank, world_size, reduce)
-        )
+        self.wrapper.attach(Surroundings(self.net, forward, self.engine, sets, inputs, 4, rank, world_size, reduce))
 
     def step(self, batches: list[list[Group]], counts: Tensor, number: int = 0) -> tuple[StepReport, dict[str, Tensor]]:
         """Report and unscaled gradients by name, of the parameters that have one."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -34,11 +34,11 @@ class Slerp(Merge):
     identities: ClassVar[frozenset[str]] = frozenset({"identical", "permuted", "base"})
 
     t: Fraction = 0.5
-    t_at: dict[str, float] | list[list[Any]] = field(default_factory=dict)
+    t_at: dict[str, float] | list[list[Any]] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.t_at = table(self.t_at, "merge.t_at")
+        self.t_at = table(self.t_at or {}, "merge.t_at")
 
     def merge(self, block: Block, state: Any) -> Tensor:
         t = self.t
