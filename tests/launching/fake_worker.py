@@ -31,7 +31,7 @@ def main(path: Path) -> int:
     run.begin_attempt(0)
     (path / "environment.json").write_text(json.dumps(dict(os.environ)))
     print("working", flush=True)
-    what, _, argument = str(run.config()["name"]).partition(":")
+    what, _, argument = str(run.config()["name"]).partition("/single/")[0].partition(":")
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline and (
         what == "deaf" or (what == "slow" and not stopped) or (what == "wait" and not Path(argument).exists())

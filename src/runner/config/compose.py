@@ -178,6 +178,11 @@ def _compose(shared: _Shared, lines: list[str], multirun: bool) -> Composed:
             problems += found
             doubtful.add(_section(override))
             continue
+        if override.is_sweep_override() and not override.is_discrete_sweep():
+            kept.append(
+                line
+            )  # interval(): it has no first value to compose with; who asked for many says what it means
+            continue
         if is_hydra(override) or override.key_or_group in known or "@" in override.get_key_element():
             group_lines.append((line, first_value(override)))
         else:

@@ -130,7 +130,7 @@ def _values(override: Override, configs: ConfigLoader, problems: list[Problem]) 
     key = override.key_or_group
     if not override.is_discrete_sweep():
         what = f"'{line}' is a range without steps, which a sweep cannot go through"
-        problems.append(Problem(what, f"list values ({key}=1e-4,1e-3), or let `runner tune` search the range"))
+        problems.append(Problem(what, f"list values ({key}=…,…), or let `runner tune` search the range"))
         return []
     override.config_loader = configs  # of glob()
     try:

@@ -39,7 +39,7 @@ class NeededJob(Job):
     def __init__(self, need: Need, argv: Sequence[str]) -> None:
         output = Path(need.config["output_dir"]) / "train" / str(need.config["name"])
         super().__init__(need.config, output, need.argv(argv), {"role": need.role})
-        self.config = dict(need.config)
+        self.config = {**need.config, "run_dir": None}  # it claims a directory, or continues one
         self.need = need
         self.after: list[NeededJob] = []
         self._need_lock: IO[str] | None = None
