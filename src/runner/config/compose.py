@@ -24,7 +24,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, MissingConfigException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from runner.config import paths
@@ -371,7 +371,6 @@ def _misplaced(line: str, cfg: DictConfig) -> Problem:
 
 def without_hydra(cfg: DictConfig) -> DictConfig:
     """The job's part of a composed configuration, sharing nothing with it."""
-    job = cfg.copy()
-    with open_dict(job):
-        job.pop("hydra", None)
+    job = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    assert isinstance(job, DictConfig)
     return job
