@@ -124,3 +124,76 @@ def test_the_loss_adds_the_weighted_intermediate_ones() -> None:
     sums = forward.loss_sums([Group("g", {"x": one}, {"t": target})])
     assert sums["t"].item() == pytest.approx(1.5**2 + 0.5 * 0.5**2)
     assert final(supervised) is one
+
+
+def test_invpt_has_the_parameters_of_its_formula() -> None:
+    c, p = 56, 8
+    model = make("invpt", channels=c, prediction_channels=p)
+    k, w, last, expected = len(TASKS), c + p, 128, 0
+    expected += k * (9 * last * last + 2 * last + 9 * last * c + 2 * c + (9 * w * w + 2 * w))  # preliminary, projection
+    for t in TASKS.values():
+        expected += c * t.out_channels + t.out_channels  # preliminary prediction
+        expected += (c + t.out_channels) * w + w  # mix
+        expected += w * t.out_channels + t.out_channels  # head
+    for stage, level in enumerate((128, 64, 32)):
+        d = w // 2**stage
+        block = 2 * 2 * d + k * (9 * d + 2 * d) + 4 * (d * d + d) + (4 * d * d + 4 * d + 4 * d * d + d)
+        expected += block + 2 * k * d
+        if stage:
+            expected += 2 * 4 + 2  # fusing 2 · 2 maps of scores into 2
+            expected += 9 * level * d + d  # the backbone's skip connection
+            expected += k * (9 * 2 * d * d + 2 * d + 9 * d * d + 2 * d + d * w + w)  # upsampling, widening
+    assert count(model) - count(model.backbone) == expected
+
+
+def test_invpt_attention_against_a_loop_over_queries() -> None:
+    from runner.architectures.invpt import UpBlock
+
+    torch.manual_seed(0)
+    block = UpBlock(2, 8, 2, 2, "group", fuse=False).double().eval()
+    x = {t: torch.randn(1, 8, 4, 6, dtype=torch.float64) for t in "ab"}
+    made, scores = block(x, None)
+    normed = [block.norm1(m.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for m in x.values()]
+    queries = torch.cat([s(m).flatten(2) for s, m in zip(block.shrink, normed, strict=True)], 2)[0].T
+    keys = torch.cat([torch.nn.functional.avg_pool2d(m, 2).flatten(2) for m in normed], 2)[0].T
+    out = torch.zeros(len(queries), 8, dtype=torch.float64)
+    for i, query in enumerate(queries):
+        for head in range(2):
+            part = slice(4 * head, 4 * head + 4)
+            score = torch.stack([block.query(query)[part] @ block.key(key)[part] * 8**-0.5 for key in keys])
+            out[i, part] = sum(a * block.value(key)[part] for a, key in zip(score.softmax(0), keys, strict=True))
+    out = block.out(out).T.reshape(8, 2, 2, 3)  # channels, tasks, H / 2, W / 2
+    for n, t in enumerate("ab"):
+        up = torch.nn.functional.interpolate(out[None, :, n], size=(4, 6), mode="bilinear", align_corners=False)
+        y = x[t] + up
+        y = y + block.mlp(block.norm2(y.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+        torch.testing.assert_close(made[t], y)
+    assert scores.shape == (1, 2, 2 * len(keys), 2, 3)
+
+
+def test_scores_travel_to_the_queries_they_belong_to() -> None:
+    """A score that is constant over a task's queries stays so, for every task, head and key."""
+    from runner.architectures.invpt import _upsample_scores
+
+    tasks, heads, keys = 3, 2, 5
+    values = torch.arange(tasks * heads * keys, dtype=torch.float32).view(tasks, heads, keys)
+    before = values.view(1, tasks, heads * keys, 1, 1).expand(1, tasks, heads * keys, 2, 3)
+    fine = _upsample_scores(before, (4, 6), heads)
+    assert fine.shape == (1, heads, tasks * 24, keys)
+    for t in range(tasks):
+        for query in range(24):
+            assert torch.equal(fine[0, :, t * 24 + query], values[t])
+
+
+def test_levels_that_are_not_read_are_not_made() -> None:
+    def backbone():
+        return build({**option("backbone", "vit"), "size": "tiny"}, SPECS["image"], where="backbone")
+
+    whole, part = backbone(), backbone()
+    part.load_state_dict(whole.state_dict())
+    part.keep_levels([2, 3])
+    everything_made = whole(example("image")).pyramid
+    kept = part(example("image")).pyramid
+    assert part.spec.strides == whole.spec.strides[2:]
+    assert all(torch.equal(a, b) for a, b in zip(kept, everything_made[2:], strict=True))
+    assert count(part) < count(whole)

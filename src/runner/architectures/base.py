@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from runner.backbones.base import Backbone
 from runner.errors import Problem, UserError
@@ -17,9 +17,15 @@ class Architecture(nn.Module):
 
     Attributes:
         heads: task → head.
+        needs: what it works on: a backbone's features; the states between its stages (`runner.backbones.staged`); or
+            such states that are maps.
+        representation: the attribute that holds the one trunk whose output all tasks share, and all shared parameters;
+            None where there is no such trunk. Weightings may take gradients there (`weighting.mode=representation`).
     """
 
     heads: nn.ModuleDict
+    needs: ClassVar[Literal["features", "stages", "maps"]] = "features"
+    representation: ClassVar[str | None] = None
 
     def forward(self, group: Group, tasks: Sequence[str]) -> dict[str, Prediction]:
         """Predictions by task name, for the asked-for tasks and with no work for the others.
@@ -27,6 +33,14 @@ class Architecture(nn.Module):
         Where gradients are on, a prediction may come with others to train beside it (`Supervised`).
         """
         raise NotImplementedError
+
+    def penalty(self) -> Tensor | None:
+        """A regulariser of the parameters, a scalar that does not depend on data; None where there is none.
+
+        The loop adds its gradient once per step to that of the weighted losses: it belongs to no task, so no
+        weighting sees it.
+        """
+        return None
 
     def all_backbones(self) -> list[Backbone]:
         """Every backbone, for layer-wise learning rates and summaries."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from runner.architectures.base import Architecture, check_kinds
 from runner.architectures.heads.base import make_head
 from runner.architectures.heads.resize import upsample
 from runner.backbones.base import Backbone
+from runner.errors import UserError
 from runner.specs import FeatureSpec
 from runner.types import Features, Group, Prediction, Supervised
 
@@ -56,6 +58,24 @@ class Decoder(Architecture):
         for name, task in self.tasks.items():
             spec = dense if task.kind == "dense" else self.backbone.spec
             self.heads[name] = make_head(spec, task, self._defaults)
+
+    def keep_coarsest(self, count: int) -> None:
+        """Read the pyramid's coarsest levels only, each half as fine as the one before it.
+
+        Raises:
+            UserError: the backbone's levels are not like that.
+        """
+        strides = self.backbone.spec.strides[-count:]
+        if any(coarse != 2 * fine for fine, coarse in pairwise(strides)) or len(strides) < count:
+            shown = ", ".join(map(str, self.backbone.spec.strides))
+            raise UserError(
+                f"{type(self).__name__} needs {count} levels whose strides double; this backbone's are {shown}",
+                "leave backbone.output_stride at 32, or choose another backbone",
+                "runner ls backbone",
+            )
+        if len(self.backbone.spec.strides) > count:
+            levels = range(len(self.backbone.spec.strides))
+            self.backbone.keep_levels(levels[-count:])
 
     def decode(self, features: Features, tasks: Sequence[str]) -> tuple[Maps, Maps]:
         """Features of the asked-for dense tasks, and their intermediate predictions at the image's size.

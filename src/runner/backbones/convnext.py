@@ -91,10 +91,12 @@ class ConvNext(ImageBackbone):
         return self.trunk.embeddings(x_BCHW)
 
     def stage(self, index: int, x: Tensor, run: StageRun) -> tuple[Tensor, Tensor]:
-        stage = self.trunk.encoder.stages[index]
-        for layer in stage.downsampling_layer:
+        for layer in self.trunk.encoder.stages[index].downsampling_layer:
             x = layer(x)
-        return through(stage.layers, x)
+        return through(self.stage_blocks(index), x)
+
+    def stage_blocks(self, index: int) -> list[nn.Module]:
+        return list(self.trunk.encoder.stages[index].layers)
 
     def pyramid(self, levels: list[Tensor]) -> list[Tensor]:
         last_BCHW = self.trunk.layernorm(levels[-1].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

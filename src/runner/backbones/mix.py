@@ -56,3 +56,6 @@ class MixBackbone(ImageBackbone):
         if len(blocks) == 1:
             return outer_BCHW, outer_BCHW
         return inner.unflatten(1, grid).permute(0, 3, 1, 2), outer_BCHW
+
+    def stage_blocks(self, index: int) -> list[nn.Module]:
+        return list(self.trunk_stages()[index][1])

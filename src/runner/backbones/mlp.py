@@ -16,7 +16,7 @@ from runner.backbones.base import Backbone
 from runner.backbones.staged import StageRun
 from runner.config.kinds import Fraction, NonNegativeInt, PositiveInt
 from runner.errors import UserError
-from runner.specs import FeatureSpec, InputSpec
+from runner.specs import FeatureSpec, InputSpec, TaskKind
 from runner.types import Features
 
 PRESETS = {"tiny": (32, 2), "small": (128, 2), "base": (256, 3), "large": (512, 4)}
@@ -90,7 +90,11 @@ class MLP(Backbone):
         x_BD = self.layers[index](x)
         return x_BD, x_BD
 
-    def collect(self, states: list[Tensor], run: StageRun) -> Features:
+    def stage_blocks(self, index: int) -> list[nn.Module]:
+        """The hidden layer."""
+        return [self.layers[index]]
+
+    def collect(self, states: list[Tensor], run: StageRun, kind: TaskKind | None = None) -> Features:
         """The last state is the pooled vector."""
         return Features(pooled=states[-1])
 

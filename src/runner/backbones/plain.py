@@ -92,9 +92,12 @@ class PlainTransformer(ImageBackbone):
         return self.embed(x_BCHW).transpose(1, 2)
 
     def stage(self, index: int, x: Tensor, run: StageRun) -> tuple[Tensor, Tensor]:
-        start = self.stage_ends[index - 1] if index else 0
-        inner, outer = through(self.blocks()[start : self.stage_ends[index]], x.transpose(1, 2))
+        inner, outer = through(self.stage_blocks(index), x.transpose(1, 2))
         return inner.transpose(1, 2), outer.transpose(1, 2)
+
+    def stage_blocks(self, index: int) -> list[nn.Module]:
+        start = self.stage_ends[index - 1] if index else 0
+        return self.blocks()[start : self.stage_ends[index]]
 
     def stage_levels(self, states: list[Tensor], run: StageRun) -> list[Tensor]:
         by_end = dict(zip(self.stage_ends, states, strict=True))

@@ -97,7 +97,10 @@ class ResNet(ImageBackbone):
         return self.trunk.embedder(x_BCHW)
 
     def stage(self, index: int, x: Tensor, run: StageRun) -> tuple[Tensor, Tensor]:
-        return through(self.trunk.encoder.stages[index].layers, x)
+        return through(self.stage_blocks(index), x)
+
+    def stage_blocks(self, index: int) -> list[nn.Module]:
+        return list(self.trunk.encoder.stages[index].layers)
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

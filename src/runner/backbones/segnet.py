@@ -1,8 +1,8 @@
-"""SegNet as multi-task papers use it: VGG-16's convolutions down, their mirror image up, unpooling at the stored maxima.
+"""SegNet as multi-task papers use it: VGG-16's convolutions down, their mirror image up, unpooling at stored maxima.
 
-Badrinarayanan, Kendall and Cipolla 2017, arXiv 1511.00561, in the form of MTAN (Liu et al. 2019, arXiv 1803.10704): five
-encoder stages of 2, 2, 3, 3, 3 convolutions, each 3×3 + BatchNorm + ReLU, with a 2×2 max-pooling after every stage, and
-five decoder stages of 3, 3, 3, 2, 2 after an unpooling each.
+Badrinarayanan, Kendall and Cipolla 2017, arXiv 1511.00561, in the form of MTAN (Liu et al. 2019, arXiv 1803.10704):
+five encoder stages of 2, 2, 3, 3, 3 convolutions, each 3×3 + BatchNorm + ReLU, with a 2×2 max-pooling after every stage,
+and five decoder stages of 3, 3, 3, 2, 2 after an unpooling each.
 """
 
 from __future__ import annotations
@@ -111,12 +111,16 @@ class SegNet(ImageBackbone):
 
         The inner maps are those that MTAN attends with.
         """
-        count = len(self.encoder)
+        blocks = self.stage_blocks(index)
         x = self.resample(index, x, run)
-        if index >= count:
-            return x, through((self.decoder or [])[2 * count - 1 - index], x)[1]
-        first = self.encoder[index][0](x)
-        return first, through(self.encoder[index][1:], first)[1]
+        if index >= len(self.encoder):
+            return x, through(blocks, x)[1]
+        first = blocks[0](x)
+        return first, through(blocks[1:], first)[1]
+
+    def stage_blocks(self, index: int) -> list[nn.Module]:
+        count = len(self.encoder)
+        return list(self.encoder[index] if index < count else (self.decoder or [])[2 * count - 1 - index])
 
     def stages(self, x_BCHW: Tensor) -> list[Tensor]:
         run, states = StageRun(), []

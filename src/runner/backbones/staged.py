@@ -8,8 +8,8 @@
         states.append(x)
     features = backbone.collect(states, run)
 
-With nothing done in between this is `backbone(inputs)`. A state is (B, C), (B, C, T) or (B, C, H, W): channels are always
-the second dimension.
+With nothing done in between this is `backbone(inputs)`. A state is (B, C), (B, C, T) or (B, C, H, W): channels are
+always the second dimension.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from runner.backbones.base import Backbone
 from runner.errors import UserError
+from runner.specs import TaskKind
 from runner.types import Features
 
 
@@ -65,8 +66,14 @@ class Staged(Protocol):
     def stage(self, index: int, x: Tensor, run: StageRun) -> tuple[Tensor, Tensor]:
         """One stage: (what enters its last block, its output); the output twice where it has one block."""
 
-    def collect(self, states: list[Tensor], run: StageRun) -> Features:
-        """The states after every stage → features, as `forward` makes them."""
+    def stage_blocks(self, index: int) -> list[nn.Module]:
+        """The blocks of a stage, from input to output."""
+
+    def collect(self, states: list[Tensor], run: StageRun, kind: TaskKind | None = None) -> Features:
+        """The states after every stage → features, as `forward` makes them.
+
+        With a kind only those that tasks of that kind read; a decoder's states may then be missing for pooled tasks.
+        """
 
 
 def require_stages(backbone: Backbone, method: str, maps: bool = False) -> None:
@@ -94,7 +101,9 @@ def require_stages(backbone: Backbone, method: str, maps: bool = False) -> None:
         )
 
 
-def through(blocks: Iterable[Any], x: Tensor, call: Callable[[Any, Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
+def through(
+    blocks: Iterable[Any], x: Tensor, call: Callable[[Any, Tensor], Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     """Blocks one after the other: (what enters the last block, its output); the output twice where there is one.
 
     Args:

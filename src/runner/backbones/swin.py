@@ -113,10 +113,12 @@ class Swin(ImageBackbone):
         if index > 0:
             tokens_BTD = self.trunk.encoder.layers[index - 1].downsample(tokens_BTD, (height, width))
             height, width = (height + 1) // 2, (width + 1) // 2
-        blocks = self.trunk.encoder.layers[index].blocks
-        both = through(blocks, tokens_BTD, lambda block, y_BTD: block(y_BTD, (height, width))[0])
+        both = through(self.stage_blocks(index), tokens_BTD, lambda block, y_BTD: block(y_BTD, (height, width))[0])
         inner, outer = (y_BTD.unflatten(1, (height, width)).permute(0, 3, 1, 2) for y_BTD in both)
         return inner, outer
+
+    def stage_blocks(self, index: int) -> list[nn.Module]:
+        return list(self.trunk.encoder.layers[index].blocks)
 
     def stage_levels(self, states: list[Tensor], run: StageRun) -> list[Tensor]:
         return self._normalised(states)

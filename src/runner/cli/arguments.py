@@ -74,7 +74,7 @@ def split_hydra(arguments: Sequence[str], verb: str) -> HydraArguments:
         name, equals, value = word.partition("=")
         if word == "--":
             continue
-        if word == "--dry-run" and verb == "train":
+        if word == "--dry-run" and verb in ("train", "tune"):
             found.dry_run = True
         elif name in ("--info", "-i"):
             if not equals:
@@ -126,7 +126,7 @@ def _example(flag: str) -> str:
 
 def _unknown_flag(word: str, verb: str, rest: list[str]) -> Problem:
     """`--seed 3` and `--seed=3` are overrides in another dress; everything else is a mistyped flag."""
-    own = {"train": ["--dry-run"], "validate": ["--all"]}.get(verb, [])
+    own = {"train": ["--dry-run"], "tune": ["--dry-run"], "validate": ["--all"]}.get(verb, [])
     hydra = {**HYDRA_VALUED, **HYDRA_PLAIN, "--info": ""} if verb != "validate" else ("--config-dir", "--multirun")
     long = [flag for flag in (*own, *hydra, "--help") if flag.startswith("--")]
     name, equals, value = word.lstrip("-").partition("=")

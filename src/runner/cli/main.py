@@ -15,8 +15,10 @@ from runner.errors import EXIT_DONE, EXIT_FAILED, Problem, UserError, suggest
 VERBS: dict[str, tuple[str, str]] = {
     "train": ("train", "train one configuration, or many with -m"),
     "eval": ("evaluate", "evaluate a checkpoint of a run"),
+    "tune": ("tune", "search hyperparameters, one run per trial"),
     "export": ("export", "write a run as a Hugging Face folder"),
     "rerun": ("rerun", "run a frozen configuration again and compare the numbers"),
+    "merge": ("merge", "merge checkpoints from anywhere into one model"),
     "resume": ("resume", "go on with a run that was stopped or killed"),
     "cancel": ("cancel", "stop a sweep: here, or in Slurm's queue"),
     "status": ("status", "what runs there are and how far they are"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -49,8 +49,9 @@ def run(arguments: Sequence[str]) -> int:
     definitions, panels_mb = _check(flags)
 
     from runner.reporting import markup, page, text
+    from runner.reporting.build import build
     from runner.reporting.grid import choose_metrics
-    from runner.reporting.model import Metric, Table, build
+    from runner.reporting.model import Metric, Table
     from runner.reporting.read import load
 
     found = load([Path(path).expanduser() for path in given])
@@ -89,13 +90,12 @@ def run(arguments: Sequence[str]) -> int:
     return EXIT_DONE
 
 
-def _check(flags: Sequence[str] | dict[str, str]) -> tuple[list[str], float]:
+def _check(flags: Mapping[str, str]) -> tuple[list[str], float]:
     """The Δm definitions, the first of which orders the rows, and the room for panels.
 
     Raises:
         UserError: everything that is wrong with the options, at once.
     """
-    flags = dict(flags)
     problems: list[Problem] = []
     formats = [name for name in FORMATS if name in flags]
     if len(formats) > 1:
@@ -119,7 +119,7 @@ def _check(flags: Sequence[str] | dict[str, str]) -> tuple[list[str], float]:
     return (list(RULES) if name == "all" else [name]), panels_mb
 
 
-def _own_page(given: Sequence[str], flags: Sequence[str] | dict[str, str]) -> Path | None:
+def _own_page(given: Sequence[str], flags: Mapping[str, str]) -> Path | None:
     """Where the page of one sweep goes by itself."""
     folder = Path(given[0]).expanduser()
     alone = len(given) == 1 and (folder / "sweep.json").is_file()

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from runner.config import plugins, schema, static
 from runner.config.compose import Composed, compose, without_hydra
+from runner.config.merging import check_places
 from runner.config.preflight import check_data, cross_check
 from runner.config.signature import affects_weights
 from runner.errors import UserError, suggest
@@ -71,7 +72,9 @@ def complete_init(config: dict[str, Any], composed: Composed, report: static.Rep
         base = finalize(compose("train", lines, own), data=False)
     except UserError as error:
         for problem in error.problems:
-            report.add("init", f"init, experiment '{init['experiment']}': {problem.what}", problem.hint, see=problem.see)
+            report.add(
+                "init", f"init, experiment '{init['experiment']}': {problem.what}", problem.hint, see=problem.see
+            )
         return
     for key in ("launch", "tracking", "data_root", "output_dir", "plugins"):
         base[key] = deepcopy(config[key])
@@ -91,6 +94,21 @@ def finalize_eval(composed: Composed) -> dict[str, Any]:
     for key in ("run", "output_dir", "run_dir", "data_root"):
         if config.get(key):
             config[key] = _absolute(config[key])
+    return config
+
+
+def finalize_merge(composed: Composed) -> dict[str, Any]:
+    """Resolve, check and complete the configuration of `runner merge`; models are only looked for, not opened.
+
+    Raises:
+        UserError: with every problem that could be found without importing torch.
+    """
+    config, report = _examine(composed)
+    static.check_merge(config, report)
+    for name, value in schema.merge_defaults().items():
+        config.setdefault(name, value)
+    check_places(config, report)
+    _raise(composed, report)
     return config
 
 

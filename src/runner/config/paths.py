@@ -22,6 +22,7 @@ GROUPS = (
     "head",
     "adapter",
     "weighting",
+    "wrapper",
     "finetune",
     "merge",
     "merging",

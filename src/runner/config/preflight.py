@@ -10,6 +10,7 @@ from runner.config.keys import signature
 from runner.config.schema import section_defaults
 from runner.config.source import constant
 from runner.config.static import Report
+from runner.config.weighting_fit import batch_parts, log_losses, weighting_mode, wrapper_fit
 from runner.errors import Problem, UserError, suggest
 from runner.reporting.given import read_baseline
 
@@ -183,6 +184,20 @@ def given_baseline(config: Config, report: Report) -> None:
             report.add("baseline", problem.what, problem.hint)
 
 
+def one_data_set(config: Config, report: Report) -> None:
+    """MT-AdamW normalises the gradient of one data set."""
+    if config["optimizer"]["_target_"] != "runner.training.mt_adamw.mt_adamw":
+        return
+    sampler, sources = config["sampler"], config["mixture"].get("sources") or {}
+    hint = "choose a sampler that draws one: sampler=proportional"
+    if isinstance(sampler.get("draws"), int) and sampler["draws"] != 1:
+        what = f"optimizer=mt_adamw needs steps of one data set, but sampler.draws={sampler['draws']}"
+        report.add("sampler.draws", what, "sampler.draws=1")
+    elif sampler["_target_"] == "runner.mixtures.samplers.All" and len(sources) > 1:
+        what = f"optimizer=mt_adamw needs steps of one data set, but sampler=all draws all {len(sources)}"
+        report.add("sampler", what, hint, see="runner ls sampler")
+
+
 def _head_kind(path: str, head: Config, kind: str | None, report: Report) -> None:
     makes = constant(head["_target_"], "kind")
     if kind and makes and kind != makes:
@@ -237,7 +252,12 @@ CHECKS: tuple[tuple[tuple[str, ...], Callable[[Config, Report], None]], ...] = (
     (("finetune", "backbone", "init"), fitted_heads),
     (("merge", "mixture.tasks", "tasks", "architecture"), merge_launch),
     (("mixture.tasks", "architecture"), heads),
+    (("weighting", "architecture._target_", "trainer", "launch.num_processes"), weighting_mode),
+    (("weighting._target_", "trainer.log_losses"), log_losses),
+    (("weighting._target_", "trainer.batch_size", "trainer.accumulation", "launch.num_processes"), batch_parts),
     (("mixture.tasks", "tasks", "baseline", "trainer.final_split"), given_baseline),
+    (("wrapper._target_", "weighting", "trainer"), wrapper_fit),
+    (("optimizer._target_", "sampler", "mixture"), one_data_set),
 )
 """Each check with the keys it reads."""
 

@@ -19,13 +19,14 @@ COMPONENTS = (
     "architecture",
     "adapter",
     "weighting",
+    "wrapper",
     "merge",
     "optimizer",
     "scheduler",
 )
 """Top-level sections of `runner train` that name a component with `_target_`."""
 
-OPTIONAL_COMPONENTS = ("adapter", "merge")
+OPTIONAL_COMPONENTS = ("adapter", "wrapper", "merge")
 """Those whose `_target_` may be null: no such component."""
 
 
@@ -39,6 +40,7 @@ class TrainerConfig:
     accumulation: PositiveInt = 1
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     clip_norm: PositiveFloat | None = None
+    log_losses: bool = False
     ema: Fraction | None = None
     compile: bool = False
     eval_every: PositiveInt | None = 250
@@ -115,6 +117,7 @@ class TrackingConfig:
     wandb: WandbConfig = field(default_factory=WandbConfig)
     console: Literal["auto", "rich", "lines", "quiet"] = "auto"
     log_every: PositiveInt = 50
+    plots: bool = True
 
 
 @dataclass(frozen=True)
@@ -168,6 +171,7 @@ class TrainKeys:
     plugins: list[str] = field(default_factory=list)
     init: str | dict[str, Any] | None = None
     baseline: str | dict[str, dict[str, float]] | None = None
+    reference: dict[str, dict[str, float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -185,6 +189,40 @@ class EvalKeys:
     run_dir: str | None = None
 
 
+@dataclass(frozen=True)
+class TuneConfig:
+    """`tune`: the settings of `runner tune`; `configs/tune.yaml` explains each."""
+
+    sampler: Literal["tpe", "random", "grid", "nsga2"] = "tpe"
+    objective: str | list[str] = "relative"
+    pruner: Literal["none", "median", "hyperband"] = "none"
+    trials: PositiveInt | None = None
+    hours: PositiveFloat | None = None
+    startup: PositiveInt = 10
+    seed: NonNegativeInt = 0
+    jobs: PositiveInt = 1
+    dir: str | None = None
+
+
+@dataclass(frozen=True)
+class MergeKeys:
+    """The plain top-level keys of `runner merge`; `configs/merge.yaml` explains each."""
+
+    models: list[str]
+    out: str
+    base: str | None = None
+    names: list[str] | None = None
+    include: list[str] = field(default_factory=list)
+    exclude: list[str] = field(default_factory=list)
+    dtype: Literal["base", "float32", "bfloat16", "float16"] = "base"
+    embed: Literal["error", "base", "union"] = "error"
+    batchnorm: Literal["keep", "average", "reestimate"] = "keep"
+    shard_size: PositiveFloat = 5.0
+    threads: PositiveInt | None = None
+    memory: PositiveFloat = 0.75
+    plugins: list[str] = field(default_factory=list)
+
+
 SECTIONS: dict[str, type] = {
     "trainer": TrainerConfig,
     "finetune": FinetuneConfig,
@@ -193,6 +231,11 @@ SECTIONS: dict[str, type] = {
     "launch": LaunchConfig,
 }
 """Sections without a `_target_`."""
+
+
+def merge_defaults() -> dict[str, Any]:
+    """The default values of the plain keys of `runner merge`."""
+    return {k: v for k, v in asdict(MergeKeys(models=[], out="")).items() if k not in ("models", "out")}
 
 
 def section_defaults(section: str) -> dict[str, Any]:

@@ -8,7 +8,18 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 NOT_WEIGHTS = frozenset(
-    {"name", "run_dir", "launch", "tracking", "data_root", "output_dir", "plugins", "baseline", "sweep_dir"}
+    {
+        "name",
+        "run_dir",
+        "launch",
+        "tracking",
+        "data_root",
+        "output_dir",
+        "plugins",
+        "baseline",
+        "sweep_dir",
+        "reference",
+    }
 )
 """Top-level keys that do not affect weights: names, places, processes, where numbers go."""
 

@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from runner.config.build import build
+from runner.config.kinds import PositiveInt
 from runner.errors import Problem, UserError
 from runner.merging.coefficients import factor_at
 from runner.merging.sources import Models
@@ -163,38 +164,54 @@ class Merge(ABC):
     Attributes:
         needs: "weights" alone, or "unlabelled" or "labelled" data as well.
         returns: a "state_dict" of the experts' architecture, a "module" of its own, or an "ensemble" of several.
-        per_task: whether the result also holds codes per task, from which each task gets weights of its own.
+        decoder: per-task strategies: how each task's weights come from the shared ones and the stored codes, one of
+            `runner.merging.decoders.DECODERS`; None where all tasks share one model.
         base_use: whether a base is "required", "optional" or "unused".
         experts_min, experts_max: how many experts it takes.
         unit: the pieces `merge` must see; "model" cannot stream.
         reads: how often every input is read from beginning to end.
         copies: float32 copies of a piece that `merge` holds at most, in addition to its inputs: for memory estimates.
+        propagates: whether a NaN of any input always shows in the output, so that looking at the output is enough.
+        neutral: keys with which the strategy drops and scales nothing: merging one model then gives it back.
+        identities: what holds for it: "one" (merging one model gives that model, with `neutral` keys), "identical"
+            (so does merging copies of one), "permuted" (the order of experts does not matter), "shift" (adding the
+            same tensor to everything adds it to the result), "base" (experts equal to the base give the base).
         averages: whether default weights are 1/T (an average) instead of 1 (a sum).
         pre: transforms of every task vector.
         weights: one coefficient per expert; default: 1/T for averages, 1 for sums of task vectors.
         normalize: divide the weights by their sum.
         layers: pattern → factor of the weights (one number, or one per expert) for the tensors whose names fit; the
             first that fits counts. Patterns are globs, or `re:` and a regular expression.
+        rounds: how often tuning and merging alternate at the same total budget; of `runner train` only.
     """
 
     needs: ClassVar[Literal["weights", "unlabelled", "labelled"]] = "weights"
     returns: ClassVar[Literal["state_dict", "module", "ensemble"]] = "state_dict"
-    per_task: ClassVar[bool] = False
+    decoder: ClassVar[str | None] = None
     base_use: ClassVar[Literal["required", "optional", "unused"]] = "optional"
     experts_min: ClassVar[int] = 1
     experts_max: ClassVar[int | None] = None
     unit: ClassVar[Unit] = "element"
     reads: ClassVar[int] = 1
     copies: ClassVar[int] = 3
+    propagates: ClassVar[bool] = False
+    neutral: ClassVar[dict[str, Any]] = {}
+    identities: ClassVar[frozenset[str]] = frozenset({"one", "identical", "permuted", "shift", "base"})
     averages: ClassVar[bool] = True
 
     pre: Transforms = field(default_factory=list)
     weights: list[float] | None = None
     normalize: bool = False
     layers: dict[str, Any] = field(default_factory=dict)
+    rounds: PositiveInt = 1
 
     def __post_init__(self) -> None:
         self.pre = make_transforms(self.pre, "merge.pre")
+
+    def passes(self) -> int:
+        """How often every input is read with this `pre`."""
+        looks = [t for t in self.pre if isinstance(t, Transform) and type(t).survey is not Transform.survey]
+        return self.reads + len(looks)
 
     @property
     def streams(self) -> bool:
@@ -253,22 +270,9 @@ class Merge(ABC):
         """Per-task strategies: what is stored beside the shared model, part → bits per weight."""
         return {}
 
-    def restore(self, name: str, expert: str, base: Tensor, shared: Tensor, codes: Codes, state: Any) -> Tensor:
-        """Per-task strategies: the weights of one expert's task, from what was stored.
-
-        Args:
-            name: of the tensor.
-            expert: whose weights.
-            base: θ₀, flat.
-            shared: the merged tensor, flat.
-            codes: reads a part's integer codes of the same elements.
-            state: what `survey` gave.
-        """
-        raise NotImplementedError
-
-
-Codes = Callable[[str], Tensor]
-"""part → its codes (n,) as integers."""
+    def scalars(self, name: str, experts: tuple[str, ...], state: Any) -> dict[str, list[float]]:
+        """Per-task strategies: numbers of one tensor that its `decoder` needs, part → numbers."""
+        return {}
 
 
 @dataclass(kw_only=True)
@@ -326,8 +330,8 @@ class WholeModel(Merge):
         raise NotImplementedError(f"{type(self).__name__} merges whole models, not blocks")
 
     @abstractmethod
-    def merge_all(self, models: Models) -> dict[str, Tensor]:
-        """The merged tensors by name, float32, of the tensors that every model has."""
+    def merge_all(self, models: Models, names: Sequence[str]) -> dict[str, Tensor]:
+        """The merged tensors of these names, float32."""
 
 
 @dataclass(kw_only=True)

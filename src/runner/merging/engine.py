@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
 
+from runner.errors import Problem, RunFailed, UserError
 from runner.merging.base import GRAIN, Block, Merge, Split, TaskVectorMerge, Transform, Unit
 from runner.merging.sources import Models, Source
 
@@ -83,6 +84,8 @@ class Engine:
         post = [t for t in merge.post if isinstance(t, Transform)] if isinstance(merge, TaskVectorMerge) else []
         whole = any(t.unit == "tensor" for t in (*self._transforms, *post))
         self.unit: Unit = "tensor" if whole else merge.unit
+        self.watch = not merge.propagates or bool(self._transforms) or bool(post)
+        """Whether every input is checked for NaN and infinity; else they show in the result."""
 
     # ---- looking ----------------------------------------------------------------------------------------------------
 
@@ -134,12 +137,16 @@ class Engine:
             partial(_changed, transform, state)
             for transform, state in zip(self._transforms, self.states, strict=False)  # while they look: those before
         ]
+        base = None if self.models.base is None else load(self.models.base, piece)
+        models = [load(source, piece) for source in self.models.experts.values()]
+        if self.watch and not all(finite(t) for t in (*models, *([] if base is None else [base]))):
+            self.blame(piece)
         return Block(
             piece.name,
             piece.shape,
             piece.start,
-            None if self.models.base is None else load(self.models.base, piece),
-            [load(source, piece) for source in self.models.experts.values()],
+            base,
+            models,
             self.experts,
             self.strategy.weights_at(piece.name, len(self.experts)),
             changes,
@@ -148,6 +155,23 @@ class Engine:
     def merged(self, piece: Piece) -> Tensor | Split:
         """The merged piece."""
         return self.strategy.merge(self.block(piece), self.state)
+
+    def blame(self, piece: Piece) -> NoReturn:
+        """Say which model holds NaN or infinity in a piece; or that the strategy made them itself."""
+        sources = [*([self.models.base] if self.models.base else []), *self.models.experts.values()]
+        problems = []
+        for source in sources:
+            values = load(source, piece)
+            bad = int(values.numel() - torch.isfinite(values).sum())
+            if bad:
+                what = f"{source.label}: '{piece.name}' holds {bad} values that are NaN or infinite"
+                problems.append(Problem(what, f"leave it out: 'exclude=[{piece.name}]', or repair the model"))
+        if problems:
+            raise UserError(problems)
+        raise RunFailed(
+            f"'{piece.name}': the merge gave NaN or infinite values from finite ones",
+            "coefficients too large for the stored type? see merge.scale, merge.weights and dtype",
+        )
 
     def visit(self, pieces: Sequence[Piece], function: Callable[[Piece], R], *, copies: int) -> list[R]:
         """`function` of every piece by threads, results in order; pieces in flight stay within the budget."""
@@ -161,8 +185,9 @@ class Engine:
             finally:
                 self._gate.leave(piece.numel * cost)
 
-        with ThreadPoolExecutor(self.threads) as pool:
-            futures: list[Future[R]] = []
+        pool = ThreadPoolExecutor(self.threads)
+        futures: list[Future[R]] = []
+        try:
             for piece in pieces:
                 self._gate.enter(piece.numel * cost)
                 if any(f.done() and f.exception() for f in futures[-4 * self.threads :]):
@@ -170,9 +195,9 @@ class Engine:
                     break
                 futures.append(pool.submit(guarded, piece))
             wait(futures, return_when=FIRST_EXCEPTION)
-            for future in futures:
-                future.cancel()
-            return [future.result() for future in futures if not future.cancelled()]
+        finally:  # also when a signal stops the merge: what is queued must not be worked off first
+            pool.shutdown(wait=True, cancel_futures=True)
+        return [future.result() for future in futures if not future.cancelled()]
 
 
 def _changed(transform: Transform, state: Any, tau: Tensor, block: Block, index: int) -> Tensor:
@@ -183,6 +208,11 @@ def load(source: Source, piece: Piece) -> Tensor:
     """A piece of one model in float32: a view where it is stored so."""
     flat = source.read(piece.name, piece.start, piece.stop).to(torch.float32)
     return flat.view(piece.shape) if piece.whole else flat
+
+
+def finite(values: Tensor) -> bool:
+    """Whether there is no NaN and no infinity; one pass."""
+    return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
 
 
 class Gate:

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from runner.merging.base import Merge, Merged, Split, TaskVectorMerge, WholeModel, refuse
 from runner.merging.coefficients import matches
+from runner.merging.decoders import decode, read_by
 from runner.merging.engine import Engine, Piece, load
 from runner.merging.packing import packed_bytes, unpack
-from runner.merging.sources import Models
+from runner.merging.sources import RUNNING, Models
 
 
 def mergeable(models: Models, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> list[str]:
-    """The floating-point tensors that every model has, with the aliases of tied ones left out.
+    """The floating-point weights that every model has; tied ones once, statistics of batch normalisation left out.
 
     Args:
         models: what is merged.
@@ -26,7 +27,9 @@ def mergeable(models: Models, include: Sequence[str] = (), exclude: Sequence[str
     sources = [*([models.base] if models.base else []), *models.experts.values()]
     names = []
     for name, info in sources[0].tensors().items():
-        if not info.dtype.is_floating_point or name in sources[0].aliases:
+        if not info.dtype.is_floating_point or name in sources[0].aliases or not info.numel:
+            continue
+        if name.rpartition(".")[2] in RUNNING:
             continue
         if include and not any(matches(p, name) for p in include):
             continue
@@ -61,7 +64,7 @@ def merge_in_memory(
     refuse(merge.check(models.names, models.base is not None))
     names = mergeable(models) if names is None else list(names)
     if isinstance(merge, WholeModel):
-        return Merged(merge.merge_all(models))
+        return Merged(merge.merge_all(models, names))
     engine = Engine(merge, models, names, threads=threads, piece=piece)
     engine.prepare()
     origin = models.base or next(iter(models.experts.values()))
@@ -84,24 +87,23 @@ def merge_in_memory(
 
     engine.visit(list(engine.pieces()), place, copies=merge.copies)
     result = Merged(shared, parts, engine.state)
-    if merge.per_task:
+    if merge.decoder:
         result.restorers = {e: partial(_restored, merge, models, result, e) for e in models.names}
     return result
 
 
 def _restored(merge: Merge, models: Models, merged: Merged, expert: str) -> dict[str, Tensor]:
     """The weights of one expert's task."""
+    assert merge.decoder is not None
     bits = merge.parts(models.names)
     out = {}
     for name, shared in merged.tensors.items():
         count = shared.numel()
         whole = Piece(name, (count,), 0, count, True)
         base = torch.zeros(count) if models.base is None else load(models.base, whole)
-
-        def codes(part: str, name: str = name, count: int = count) -> Tensor:
-            return unpack(merged.parts[part][name], bits[part], count)
-
-        flat = merge.restore(name, expert, base, shared.reshape(-1).float(), codes, merged.state)
+        codes = {part: unpack(merged.parts[part][name], b, count) for part, b in bits.items() if read_by(part, expert)}
+        scalars = merge.scalars(name, models.names, merged.state)
+        flat = decode(merge.decoder, expert, base, shared.reshape(-1).float(), codes, scalars)
         out[name] = flat.view(shared.shape)
     return out
 

@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+RUNNING = ("running_mean", "running_var")
+"""Last parts of the names of batch normalisation's statistics, which are no weights."""
+
 
 @dataclass(frozen=True)
 class TensorInfo:

@@ -70,17 +70,24 @@ class Baseline:
 
 
 def base_key(config: Mapping[str, Any]) -> str:
-    """Settings that share this share their baseline; a run of fewer tasks holds the configuration of fewer tasks."""
+    """Settings that share this, and `agree` in the rest, share their baseline.
+
+    A run of fewer tasks holds the configuration of fewer tasks, and selects by one that it has.
+    """
     kept = without(deciding(config), BASELINE_FREE)
-    if isinstance(kept.get("mixture"), Mapping):
-        kept["mixture"] = without(kept["mixture"], ("tasks",))
+    for section, key in (("mixture", "tasks"), ("trainer", "select")):
+        if isinstance(kept.get(section), Mapping):
+            kept[section] = without(kept[section], (key,))
     return digest(kept)
 
 
-def _same_tasks(config: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether the tasks that both configurations have are configured alike."""
+def agree(config: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether the tasks and the keys of the architecture (its heads) that both configurations have are alike."""
     mine, theirs = ((c.get("mixture") or {}).get("tasks") or {} for c in (config, other))
-    return all(mine[task] == theirs[task] for task in mine if task in theirs)
+    heads, others = (without(c.get("architecture") or {}, ("_target_",)) for c in (config, other))
+    return all(mine[task] == theirs[task] for task in mine if task in theirs) and all(
+        heads[key] == others[key] for key in heads if key in others
+    )
 
 
 def needed_runs(runs: Sequence[Run]) -> list[Run]:
@@ -133,7 +140,7 @@ def given_baseline(word: str, split: str | None) -> Baseline:
         raise UserError(f"--baseline: no run in '{word}' is completed", "", f"runner status {word}")
     fewest = min(len(run.values(split)) for run in runs)
     runs = [run for run in runs if len(run.values(split)) == fewest]  # single-task runs where there are any
-    settings = {digest(without(deciding(run.config), ("tasks",))) for run in runs}
+    settings = {base_key(run.config) if fewest == 1 else digest(deciding(run.config)) for run in runs}
     if len(settings) > 1:
         raise UserError(
             f"--baseline: '{word}' holds runs of {len(settings)} settings", "give a folder with runs of one setting"
@@ -148,59 +155,57 @@ class Pool:
     """The baselines of one group of comparable runs.
 
     Args:
-        single: completed single-task runs. split: which results count; None is each run's own.
+        single: completed single-task runs. settings: all rows, of which those with the same baseline share their
+            recorded numbers. tasks: of the rows. split: which results count; None is each run's own.
     """
 
-    def __init__(self, single: Sequence[Run], split: str | None) -> None:
-        self.split = split
+    def __init__(
+        self, single: Sequence[Run], settings: Sequence[Setting], tasks: Sequence[str], split: str | None
+    ) -> None:
+        self.tasks, self.split = tasks, split
+        self.loose: list[str] = []
         self._single: dict[str, list[Run]] = {}
         for run in sorted(single, key=lambda run: str(run.info.get("created", ""))):
             self._single.setdefault(base_key(run.config), []).append(run)
-        self._made: dict[str, Baseline | None] = {}
-        self.loose: set[str] = set()
+        self._settings: dict[str, list[Setting]] = {}
+        for setting in settings:
+            self._settings.setdefault(base_key(setting.config), []).append(setting)
 
-    def find(self, setting: Setting, others: Sequence[Setting], tasks: Sequence[str]) -> tuple[str, Baseline] | None:
-        """The baseline of a setting and its name, the same for all settings that share it.
-
-        Args:
-            setting: whose. others: all settings, of which those with the same baseline share their recorded numbers.
-        """
-        run = next(iter(setting.runs.values()), None)
-        if run is None:
-            return None
-        own = _asked(run)
-        key = digest([base_key(setting.config), own, sorted(tasks)])
-        if key not in self._made:
-            self._made[key] = self._make(setting, others, tasks, own)
-        made = self._made[key]
-        return None if made is None else (key, made)
-
-    def _make(self, setting: Setting, others: Sequence[Setting], tasks: Sequence[str], own: str) -> Baseline | None:
+    def find(self, setting: Setting) -> Baseline | None:
+        """The baseline of a setting; None where a task has no number."""
         key = base_key(setting.config)
-        single = [run for run in self._single.get(key, []) if _same_tasks(setting.config, run.config)]
-        recorded = [r for s in others if base_key(s.config) == key for r in s.runs.values() if _asked(r) == own]
-        recorded = [run for run in recorded if as_values(run.result.get("baseline"))]
+        single = [run for run in self._single.get(key, []) if agree(setting.config, run.config)]
+        own = next((_given(run) for run in setting.runs.values()), "")
+        recorded = [
+            run
+            for other in self._settings.get(key, [])
+            if agree(setting.config, other.config)
+            for run in other.runs.values()
+            if self._has_recorded(run) and _given(run) == own
+        ]
         if not single and not recorded and len(self._single) == 1:  # better said than left out
             single = next(iter(self._single.values()))
-            self.loose.add(setting.label)
-        baseline = Baseline("single-task runs")
-        for run in single:
+            self.loose.append(setting.label)
+        baseline = Baseline(own or "single-task runs", "baseline" if own else "single-task")
+        for run in () if own else single:  # numbers that were given are not those of runs
             values = run.values(self.split)
-            if set(values) <= set(tasks):
+            if set(values) <= set(self.tasks):
                 baseline.add(values, run.seed if run.seed is not None else GIVEN)
                 baseline.runs.append(run)
                 baseline.config = run.config
-        if own:  # numbers that a run was given, not runs of the same settings
-            baseline = Baseline(f"the baseline of {own}", "baseline")
-        same_split = self.split in (None, *(run.result.get("split") for run in recorded))
-        for run in recorded if same_split else ():
+        for run in recorded:
             seed = GIVEN if own or run.seed is None else run.seed
-            baseline.add(as_values(run.result["baseline"]), seed, tasks)
+            baseline.add(as_values(run.result["baseline"]), seed, self.tasks)
             baseline.config = baseline.config or run.config
-        return baseline if baseline.covers(tasks) else None
+        return baseline if baseline.covers(self.tasks) else None
+
+    def _has_recorded(self, run: Run) -> bool:
+        return self.split in (None, run.result.get("split")) and bool(as_values(run.result.get("baseline")))
 
 
-def _asked(run: Run) -> str:
-    """The file or folder that a run was given as its baseline."""
+def _given(run: Run) -> str:
+    """What a run was given as its baseline, in words; empty for single-task runs under its own settings."""
     asked = run.config.get("baseline")
-    return asked if isinstance(asked, str) and asked not in ("auto", "none") else ""
+    if isinstance(asked, Mapping):
+        return "the numbers in the configuration"
+    return f"the baseline of {asked}" if isinstance(asked, str) and asked not in ("auto", "none") else ""

@@ -109,7 +109,8 @@ def make_cell(row: Row, column: Column) -> Cell:
     sign = "+" if column.group == "delta" else ""
     verdict = row.verdicts.get(column.key)
     std = f"{spread.std:.{column.decimals}f}" if math.isfinite(spread.std) else ""
-    return Cell(f"{spread.mean:{sign}.{column.decimals}f}", std, verdict.mark if verdict else "")
+    mean = round(spread.mean, column.decimals) + 0.0  # no -0.00
+    return Cell(f"{mean:{sign}.{column.decimals}f}", std, verdict.mark if verdict else "")
 
 
 def _parameter(row: Row, column: Column) -> Cell:

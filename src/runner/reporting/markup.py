@@ -55,7 +55,7 @@ def _md_cell(cell: Cell) -> str:
 
 
 def latex(report: Report, metrics: Chosen, definitions: Sequence[str]) -> str:
-    """One `tabular` with booktabs rules for each table, tasks over their metrics, ready for `\\input`."""
+    r"""One `tabular` with booktabs rules for each table, tasks over their metrics, ready for `\input`."""
     return "\n".join(_latex_table(table, make_columns(table, metrics(table), definitions)) for table in report.tables)
 
 

@@ -181,8 +181,12 @@ def _add_sweep(folder: Path, found: Found, seen: set[Path]) -> None:
         place = folder / job["directory"]
         if not _is_run(place) and place.resolve() not in seen:
             seen.add(place.resolve())
-            overrides = [str(word) for word in job.get("overrides") or []]
-            found.runs.append(Run(place, "waiting", "has not begun", {"argv": overrides, "verb": info.get("verb")}))
+            argv = [str(word) for word in (info.get("verb") or "train", *(job.get("overrides") or []))]
+            # What the sweep has frozen for it says to which setting it belongs.
+            config, trouble = _json(folder / "configs" / f"{place.name}.json")
+            waiting = Run(place, "waiting", "has not begun", {"argv": argv, "verb": info.get("verb")})
+            waiting.config = {} if trouble else config
+            found.runs.append(waiting)
 
 
 def read_run(path: Path) -> Run:
@@ -193,7 +197,7 @@ def read_run(path: Path) -> Run:
         run.cause = trouble
         return run
     try:
-        config = yaml.load((path / "config.yaml").read_text(encoding="utf-8"), _LOADER)  # noqa: S506 - a safe loader
+        config = yaml.load((path / "config.yaml").read_text(encoding="utf-8"), _LOADER)
         if not isinstance(config, dict):
             raise ValueError("not a mapping")
         run.config = config

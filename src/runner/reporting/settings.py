@@ -18,7 +18,7 @@ from runner.reporting.read import Run
 NOT_A_SETTING = frozenset({"seed", "baseline", "reference", "sweep", "sweep_dir"})
 """Top-level keys, besides those that do not affect weights, in which runs of one setting may differ."""
 
-BASELINE_FREE = ("architecture", "weighting", "merge", "tasks")
+BASELINE_FREE = ("architecture", "weighting", "merge", "merging", "tasks")
 """Sections in which a single-task baseline differs from the runs it is the zero of."""
 
 MOST_COLUMNS = 6
@@ -135,7 +135,7 @@ def find_columns(settings: Sequence[Setting], axes: Sequence[str]) -> Columns:
         name = key.removesuffix("._target_")
         if name not in values:
             values[name] = [_shown(setting, key) for setting in settings]
-    names, implied = list(values), []
+    names, implied = list(values), list[str]()
     if asked or len(names) > MOST_COLUMNS:
         names = names[:asked]  # what the command varies is always a column
         for name in list(values)[asked:]:

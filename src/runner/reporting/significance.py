@@ -1,8 +1,8 @@
 """Is the difference noise? Tests of every setting against the best one, from a few seeds.
 
-Paired by seed where two settings share their seeds (Student's t of the differences: equal seeds see equal initial weights
-and examples), else Welch's t. The p values of one metric are Holm-corrected over its comparisons. With fewer than
-`FEWEST` seeds nothing is tested: two differences say nothing about their own spread.
+Paired by seed where two settings share their seeds (Student's t of the differences: equal seeds see equal initial
+weights and examples), else Welch's t. The p values of one metric are Holm-corrected over its comparisons. With fewer
+than `FEWEST` seeds nothing is tested: two differences say nothing about their own spread.
 """
 
 from __future__ import annotations

@@ -42,7 +42,11 @@ def render(
         lines += ["", paint(table.title, "1"), *_table(table, metrics(table), definitions, width, paint)]
         lines += _unfinished(table, paint)
     if report.waiting:
-        lines += ["", paint(f"waiting ({len(report.waiting)})", "1"), *_listed(report.waiting, lambda run: " ".join(run.argv))]
+        lines += [
+            "",
+            paint(f"waiting ({len(report.waiting)})", "1"),
+            *_listed(report.waiting, lambda run: " ".join(run.argv)),
+        ]
     if report.broken:
         lines += ["", paint("cannot be read", "1"), *_listed(report.broken, lambda run: f"{run.path}: {run.cause}")]
     text = "\n".join(lines) + "\n"
@@ -62,7 +66,10 @@ def _table(
     cells = make_cells(table, columns)
     lines.append("")
     for block in _blocks(columns, cells, width):
-        lines += [*_draw(table.rows, [columns[i] for i in block], [[row[i] for i in block] for row in cells], paint), ""]
+        lines += [
+            *_draw(table.rows, [columns[i] for i in block], [[row[i] for i in block] for row in cells], paint),
+            "",
+        ]
     marks = (MARKS["best"], MARKS["close"], MARKS["unclear"])
     return [*lines, *(paint(f"  {note}", "2") for note in notes(table, columns, marks))]
 
@@ -105,9 +112,7 @@ def _texts(column: Column, cells: Sequence[Cell]) -> list[str]:
     return [column.over, head, *texts]
 
 
-def _draw(
-    rows: Sequence[Row], columns: Sequence[Column], cells: Sequence[Sequence[Cell]], paint: Paint
-) -> list[str]:
+def _draw(rows: Sequence[Row], columns: Sequence[Column], cells: Sequence[Sequence[Cell]], paint: Paint) -> list[str]:
     drawn: list[list[str]] = []
     for i, column in enumerate(columns):
         texts = _texts(column, [row[i] for row in cells])

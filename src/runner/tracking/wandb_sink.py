@@ -145,6 +145,14 @@ class WandbSink:
         self._log(step, media)
 
     @never_fatal
+    def plots(self, paths: Sequence[Path]) -> None:
+        """Pictures of the whole run, as `plots/<name>`, beside the last row."""
+        import wandb
+
+        if paths:
+            self._log(self._step, {f"plots/{path.stem}": wandb.Image(str(path)) for path in paths})
+
+    @never_fatal
     def summary(self, result: Mapping[str, Any]) -> None:
         """The final numbers, as `result/<task>/<metric>` and `result/<key>`."""
         flat = {f"result/{key}": value for key, value in result.items() if isinstance(value, (int, float, str))}

@@ -20,6 +20,7 @@ from runner.mixtures.base import Mixture
 from runner.specs import InputSpec
 from runner.tasks.base import Task
 from runner.types import Group, everything
+from runner.weighting.base import Weighting
 from runner.weighting.reach import Reach, find_reach
 
 
@@ -113,6 +114,16 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
 def has_batchnorm(model: nn.Module) -> bool:
     """Whether any layer updates running statistics while it trains."""
     return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in model.modules())
+
+
+def counted_as_shared(parts: Parts, weighting: Weighting) -> Reach:
+    """`probe_reach`, with the shared parameters that `weighting.shared` names.
+
+    Raises:
+        UserError: a pattern matches no shared parameter.
+    """
+    names = [name for name, p in parts.model.named_parameters() if p.requires_grad]
+    return probe_reach(parts).restrict(names, weighting.shared_patterns)
 
 
 def probe_reach(parts: Parts) -> Reach:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ class TaskArithmetic(TaskVectorMerge):
     Ilharco et al., "Editing Models with Task Arithmetic", ICLR 2023. Addition with all weights 1; negation of a task
     with weight -1; analogy "A is to B as C is to D" with weights [-1, 1, 1] for A, B, C.
     """
+
+    propagates: ClassVar[bool] = True
 
     scale: float = 0.3
 
