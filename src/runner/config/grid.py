@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf, open_dict
@@ -102,7 +101,7 @@ def expand(composed: Composed) -> Grid:
                 key = f"+{key}"
             name = key.lstrip("+~")
             chosen.pop(name, None)  # the command line's values win, and stand where they were written
-            chosen[name] = (key, _values(override, configs, problems), override.is_sweep_override())
+            chosen[name] = (key, _values(override, problems), override.is_sweep_override())
     if problems:
         raise UserError(problems)
     axes: dict[str, list[str]] = {}
@@ -122,7 +121,7 @@ def expand(composed: Composed) -> Grid:
     return Grid(composed.name, axes, fixed, points, hydra)
 
 
-def _values(override: Override, configs: ConfigLoader, problems: list[Problem]) -> list[str]:
+def _values(override: Override, problems: list[Problem]) -> list[str]:
     """The values of an override as text, each once."""
     line = str(override.input_line)
     if not override.is_sweep_override():
@@ -132,7 +131,6 @@ def _values(override: Override, configs: ConfigLoader, problems: list[Problem]) 
         what = f"'{line}' is a range without steps, which a sweep cannot go through"
         problems.append(Problem(what, f"list values ({key}=…,…), or let `runner tune` search the range"))
         return []
-    override.config_loader = configs  # of glob()
     try:
         values = list(dict.fromkeys(override.sweep_string_iterator()))
     except HydraException as error:

@@ -88,7 +88,7 @@ class RunDirectory:
                     "git": git,
                     "python": sys.version.split()[0],
                     "packages": package_versions(),
-                    "wandb_id": f"{sig}-{secrets.token_hex(3)}",
+                    "wandb_id": agent_run_id(more.get("role")) or f"{sig}-{secrets.token_hex(3)}",
                     **more,
                     "attempts": [],
                 },
@@ -150,6 +150,11 @@ class RunDirectory:
             attempts[-1] |= {"ended": now(), "status": status} | ({} if step is None else {"step": step})
             attempts[-1] |= {"message": message} if message else {}
         self.update(status=status, attempts=attempts)
+
+
+def agent_run_id(role: str | None) -> str | None:
+    """The id that an agent of a W&B sweep has given the run that it starts; a run that this one needs is not meant."""
+    return os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") and role is None else None
 
 
 def package_versions() -> dict[str, str]:
