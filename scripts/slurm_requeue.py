@@ -96,9 +96,10 @@ def disturb(place: Path, chance: random.Random, deadline: float) -> dict[int, li
             if state != "RUNNING" or strikes[index] or last_step(directories[index]) < step:
                 continue
             print(f"  element {index}: {kind} after step {last_step(directories[index])}", flush=True)
-            for other in struck(kind, index, listed):
-                strikes[other].append(kind if other == index else "node (of another)")
-            strike(kind, job, directories[index])
+            hit = struck(kind, index, listed)
+            if strike(kind, job):
+                for other in hit:
+                    strikes[other].append(kind if other == index else "node (of another)")
         time.sleep(0.05)
     raise SystemExit("the array did not end in time")
 
@@ -109,20 +110,21 @@ def struck(kind: str, index: int, listed: list[str]) -> list[int]:
     return running if kind == "node" else [index]
 
 
-def strike(kind: str, job: str, directory: Path) -> None:
-    """Do it."""
+def strike(kind: str, job: str) -> bool:
+    """Do it; False when Slurm is in the middle of something and wants to be asked again."""
     if kind == "requeue":
-        subprocess.run(["scontrol", "requeue", job], check=True)
-    elif kind in ("limit", "preempt"):
+        return subprocess.run(["scontrol", "requeue", job], check=False).returncode == 0
+    if kind in ("limit", "preempt"):
         number = "USR2" if kind == "limit" else "TERM"
-        subprocess.run(["scancel", f"--signal={number}", job], check=True)
-    else:
+        return subprocess.run(["scancel", f"--signal={number}", job], check=False).returncode == 0
+    if kind == "node":
         node = lines("squeue", "-h", "-j", job, "-o", "%N")[0]
         for pid in node_processes():
             kill(pid)
         subprocess.run(["scontrol", "update", f"nodename={node}", "state=down", "reason=died"], check=True)
         time.sleep(3)
         subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], check=True)
+    return True
 
 
 def node_processes() -> list[int]:

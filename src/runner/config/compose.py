@@ -36,6 +36,7 @@ from runner.config.overrides import (
     parse,
     parse_one,
     sweep_problem,
+    sweep_values,
 )
 from runner.errors import Problem, UserError, suggest
 
