@@ -45,7 +45,7 @@ def main(path: Path) -> int:
     if what == "fail":
         run.end_attempt("FAILED", message="the loss is not finite")
         return 1
-    write_json(path / "result.json", {"tasks": {}, "headline": {}})
+    write_json(path / "result.json", {"split": "test", "tasks": {}, "headline": {}})
     run.end_attempt("COMPLETED", 5)
     lock.close()
     return 0
