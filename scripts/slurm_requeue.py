@@ -43,6 +43,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="an empty folder")
     parser.add_argument("--jobs", type=int, default=12)
+    parser.add_argument("--at-a-time", type=int, default=1, help="jobs at a time in the undisturbed sweep")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--timeout", type=float, default=1800, help="seconds for the whole array")
     parser.add_argument("overrides", nargs="*", help="what `runner train` takes besides, after --")
@@ -50,7 +51,7 @@ def main() -> int:
     out = arguments.out.resolve()
     shared = [*TINY, *arguments.overrides, f"seed=range({arguments.jobs})"]
     began = time.monotonic()
-    runner("train", "-m", *shared, f"output_dir={out / 'undisturbed'}")
+    runner("train", "-m", *shared, f"launch.jobs={arguments.at_a_time}", f"output_dir={out / 'undisturbed'}")
     print(f"undisturbed: {time.monotonic() - began:.0f} s", flush=True)
 
     began = time.monotonic()
