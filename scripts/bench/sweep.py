@@ -39,7 +39,8 @@ from runner.launching import pool
 pool.worker_command = lambda path: [sys.executable, "-c", {wrapper!r}, str(path)]
 from runner.cli.main import main
 code = main(sys.argv[1:])
-print("torch imported:", "torch" in sys.modules, file=sys.stderr)
+import time
+print("torch imported:", "torch" in sys.modules, "cpu:", time.process_time(), file=sys.stderr)
 sys.exit(code)
 """
 
@@ -69,11 +70,13 @@ def bench(folder: Path, jobs: int, at_a_time: int) -> int:
     overhead = (first - work / at_a_time) / jobs
     second, again = timed(command)
     lazy = "torch imported: False" in output and "torch imported: False" in again
+    cpu, cpu_again = (float(text.rpartition("cpu: ")[2]) for text in (output, again))
     created = [datetime.fromisoformat(json.loads((run / "run.json").read_text())["created"]) for run in runs]
     print(f"{jobs} jobs, {at_a_time} at a time: {statuses.count('COMPLETED')} completed in {first:.1f} s")
     print(f"  the jobs' own work   {work:.1f} s in {jobs} processes ({work / jobs:.1f} s each)")
     print(f"  overhead             {overhead:.2f} s a job (bar 2.0); slots empty for {idle:.2f} s a job")
     print(f"  the second time      {second:.2f} s (bar 3.0)")
+    print(f"  CPU of the front end {cpu / jobs:.2f} s a job, {cpu_again:.2f} s the second time (does not depend on load)")
     print(f"  torch in front end   {'no' if lazy else 'YES'}")
     print(f"  first to last start  {(max(created) - min(created)).total_seconds():.0f} s")
     good = statuses.count("COMPLETED") == jobs and overhead <= 2 and second <= 3 and lazy
@@ -106,11 +109,11 @@ def points(count: int) -> int:
 
     weightings = "equal,uncertainty,dwa,pcgrad,cagrad,mgda,nash_mtl,imtl"
     overrides = ["+experiment=demo", f"weighting={weightings}", f"seed=range({max(1, count // 8)})"]
-    began = time.perf_counter()
+    began, cpu_before = time.perf_counter(), time.process_time()
     grid = expand(compose("train", overrides, multirun=True))
     check(grid, None)
-    took = time.perf_counter() - began
-    print(f"{len(grid.points)} jobs composed and checked in {took:.1f} s ({took / len(grid.points) * 1e3:.0f} ms each)")
+    took, cpu = time.perf_counter() - began, time.process_time() - cpu_before
+    print(f"{len(grid.points)} jobs composed and checked in {took:.1f} s; {cpu / len(grid.points) * 1e3:.0f} ms CPU each")
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from omegaconf import OmegaConf, open_dict
 from runner.config.compose import ADDED, Composed, composer, loader
 from runner.config.freeze import finalize
 from runner.config.overrides import is_hydra, parse
+from runner.config.preflight import check_data
 from runner.config.signature import affects_weights
 from runner.errors import Problem, UserError
 
@@ -192,12 +194,18 @@ def check(grid: Grid, config_dir: str | None, tell: Callable[[int], None] = lamb
         UserError: every problem of every point, each told once.
     """
     found: dict[Problem, list[int]] = {}
+    data: dict[str, list[Problem]] = {}  # most jobs read the same data, which is looked at once
     with composer(grid.name, config_dir) as compose:
         for number, point in enumerate(grid.points):
             try:
                 composed = compose([*grid.hydra, *point.overrides], False)
                 _as_job(composed, number)
-                point.config = finalize(composed)
+                point.config = finalize(composed, data=False)
+                reads = json.dumps([point.config["mixture"], point.config["data_root"]], sort_keys=True)
+                if reads not in data:
+                    data[reads] = check_data(point.config)
+                if data[reads]:
+                    raise UserError(data[reads])
             except UserError as error:
                 for problem in dict.fromkeys(error.problems):
                     found.setdefault(problem, []).append(number)

@@ -140,7 +140,9 @@ class RunDirectory:
         attempts.append(
             {"started": now(), "status": "RUNNING", "host": socket.gethostname(), "pid": os.getpid(), "from_step": step}
         )
-        self.update(status="RUNNING", attempts=attempts)
+        # Why it could not start before is no longer true.
+        cleared = {"message": ""} if self.info().get("message") else {}
+        self.update(status="RUNNING", attempts=attempts, **cleared)
         return len(attempts)
 
     def end_attempt(self, status: Status, step: int | None = None, message: str = "") -> None:

@@ -107,8 +107,6 @@ class SweepJob(Job):
             run.update(status="FAILED", message=words)
             self.end(EXIT_FAILED, words)
             return None
-        if "message" in run.info():
-            run.update(message="")
         return run
 
 
@@ -170,7 +168,7 @@ def run_sweep(
             job.end(EXIT_FAILED, f"there is no {lost.need}")
         return all(other.ended for other in job.after)
 
-    pool = Pool(at_a_time, gpus_per_job=gpus_per_job, ready=ready)
+    pool = Pool(min(at_a_time, len(jobs) + len(wanted)), gpus_per_job=gpus_per_job, ready=ready)
     queued: set[int] = set()
     for job in jobs:  # each job's needs right before it: results come early, not after all needed runs
         for need in (*_in_order(job.needs), job):
