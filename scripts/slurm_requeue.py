@@ -85,7 +85,7 @@ def disturb(place: Path, chance: random.Random, deadline: float) -> dict[int, li
     directories = {job["number"]: place / job["directory"] for job in jobs(place)}
     strikes: dict[int, list[str]] = {number: [] for number in directories}
     config = json.loads(next((place / "configs").glob("*.json")).read_text())
-    last = int(config["trainer"]["max_steps"] * 0.9)
+    last = int(config["trainer"]["max_steps"] * 0.7)
     plan = {number: (KINDS[number % len(KINDS)], chance.randint(1, last)) for number in directories}
     while time.monotonic() < deadline:
         listed = lines("squeue", "-h", "-r", "-j", array, "-o", "%K %T %A")
@@ -97,10 +97,9 @@ def disturb(place: Path, chance: random.Random, deadline: float) -> dict[int, li
             if state != "RUNNING" or strikes[index] or last_step(directories[index]) < step:
                 continue
             print(f"  element {index}: {kind} after step {last_step(directories[index])}", flush=True)
-            hit = struck(kind, index, listed)
-            if strike(kind, job):
-                for other in hit:
-                    strikes[other].append(kind if other == index else "node (of another)")
+            for other in struck(kind, index, listed):
+                strikes[other].append(kind if other == index else "node (of another)")
+            strike(kind, job)
         time.sleep(0.05)
     raise SystemExit("the array did not end in time")
 
@@ -111,21 +110,20 @@ def struck(kind: str, index: int, listed: list[str]) -> list[int]:
     return running if kind == "node" else [index]
 
 
-def strike(kind: str, job: str) -> bool:
-    """Do it; False when Slurm is in the middle of something and wants to be asked again."""
+def strike(kind: str, job: str) -> None:
+    """Do it, without waiting for Slurm: what is asked of a job that is just ending may take a minute to be answered."""
     if kind == "requeue":
-        return subprocess.run(["scontrol", "requeue", job], check=False).returncode == 0
-    if kind in ("limit", "preempt"):
+        subprocess.Popen(["scontrol", "requeue", job])
+    elif kind in ("limit", "preempt"):
         number = "USR2" if kind == "limit" else "TERM"
-        return subprocess.run(["scancel", f"--signal={number}", job], check=False).returncode == 0
-    if kind == "node":
+        subprocess.Popen(["scancel", f"--signal={number}", job])
+    else:
         node = lines("squeue", "-h", "-j", job, "-o", "%N")[0]
         for pid in node_processes():
             kill(pid)
         subprocess.run(["scontrol", "update", f"nodename={node}", "state=down", "reason=died"], check=True)
         time.sleep(3)
         subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], check=True)
-    return True
 
 
 def node_processes() -> list[int]:
@@ -187,7 +185,7 @@ def compare(calm: Path, run: Path, strikes: list[str]) -> bool:
         checks["metrics"] = values[0] == values[1]
         ids = {path.name.rpartition("-run-")[2].split("-", 1)[1] for path in run.glob("wandb/offline-run-*")}
         checks["one W&B id"] = ids == {info["wandb_id"]}
-    checks["struck"] = bool(strikes)
+    checks["struck"] = len(info["attempts"]) > 1
     bad = [name for name, good in checks.items() if not good]
     began = [attempt["from_step"] for attempt in info["attempts"]]
     print(f"  {run.name}: {', '.join(strikes)}; attempts from steps {began}: {'ok' if not bad else f'WRONG: {bad}'}")

@@ -76,7 +76,7 @@ def bench(folder: Path, jobs: int, at_a_time: int) -> int:
     print(f"  the jobs' own work   {work:.1f} s in {jobs} processes ({work / jobs:.1f} s each)")
     print(f"  overhead             {overhead:.2f} s a job (bar 2.0); slots empty for {idle:.2f} s a job")
     print(f"  the second time      {second:.2f} s (bar 3.0)")
-    print(f"  CPU of the front end {cpu / jobs:.2f} s a job, {cpu_again:.2f} s the second time (does not depend on load)")
+    print(f"  CPU of the front end {cpu / jobs:.2f} s a job, {cpu_again:.2f} s the second time")
     print(f"  torch in front end   {'no' if lazy else 'YES'}")
     print(f"  first to last start  {(max(created) - min(created)).total_seconds():.0f} s")
     good = statuses.count("COMPLETED") == jobs and overhead <= 2 and second <= 3 and lazy
@@ -113,7 +113,9 @@ def points(count: int) -> int:
     grid = expand(compose("train", overrides, multirun=True))
     check(grid, None)
     took, cpu = time.perf_counter() - began, time.process_time() - cpu_before
-    print(f"{len(grid.points)} jobs composed and checked in {took:.1f} s; {cpu / len(grid.points) * 1e3:.0f} ms CPU each")
+    print(
+        f"{len(grid.points)} jobs composed and checked in {took:.1f} s; {cpu / len(grid.points) * 1e3:.0f} ms CPU each"
+    )
     return 0
 
 

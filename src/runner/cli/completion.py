@@ -88,7 +88,19 @@ FLAGS = {
     "ls": ("--config-dir", "--help", "--json"),
     "show": ("--config-dir", "--help"),
     "status": ("--help", "--json"),
-    if verb in ("resume", "status", "cancel", "sync", "report", "cp"):
+    "sync": ("--dry-run", "--entity", "--help", "--project"),
+    "report": (
+        "--baseline",
+        "--csv",
+        "--delta-m",
+        "--help",
+        "--html",
+        "--latex",
+        "--markdown",
+        "--metrics",
+        "--panels-mb",
+        "--split",
+    ),
 }
 
 
