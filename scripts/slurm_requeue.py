@@ -123,7 +123,8 @@ def strike(kind: str, job: str) -> None:
             kill(pid)
         subprocess.run(["scontrol", "update", f"nodename={node}", "state=down", "reason=died"], check=True)
         time.sleep(3)
-        subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], check=True)
+        # It may be back already, because its slurmd still answers; then there is nothing to resume.
+        subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], capture_output=True, check=False)
 
 
 def node_processes() -> list[int]:
