@@ -81,6 +81,7 @@ def loader(folders: Sequence[Path], job: str) -> Iterator[ConfigLoader]:
     search = create_config_search_path(str(folders[0]))
     for folder in folders[1:]:
         search.prepend("runner", f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
+    GlobalHydra.instance().clear()  # a configuration may need that of another experiment while it is composed
     try:
         yield Hydra.create_main_hydra2(job, search).config_loader
     finally:

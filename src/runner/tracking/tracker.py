@@ -136,6 +136,10 @@ class Tracker:
         self._has_plots = bool(written)
         self._wandb.plots(written)
 
+    def pictures(self, step: int, folder: Path) -> None:
+        """Pictures in a folder of the run, to W&B as `<folder>/<file>`."""
+        self._wandb.pictures(step, {f"{folder.name}/{path.stem}": path for path in sorted(folder.glob("*.png"))})
+
     def message(self, text: str) -> None:
         """Say something to the person who watches; it goes to the run's log too."""
         log.info("%s", text)

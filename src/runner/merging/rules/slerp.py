@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from runner.config.kinds import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 from runner.merging.base import Block, Merge, Unit
-from runner.merging.coefficients import factor_at
+from runner.merging.coefficients import factor_at, table
 
 PARALLEL = 1.0 - 5e-4
 """Cosine beyond which two directions are taken for one, and interpolation is linear."""
@@ -34,7 +34,11 @@ class Slerp(Merge):
     identities: ClassVar[frozenset[str]] = frozenset({"identical", "permuted", "base"})
 
     t: Fraction = 0.5
-    t_at: dict[str, float] = field(default_factory=dict)
+    t_at: dict[str, float] | list[list[Any]] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.t_at = table(self.t_at or {}, "merge.t_at")
 
     def merge(self, block: Block, state: Any) -> Tensor:
         t = self.t
@@ -47,7 +51,8 @@ def slerp(first: Tensor, second: Tensor, t: float, dim: int | None = None) -> Te
     """Between two tensors as vectors (`dim` None), or between their slices along a dimension."""
     if dim is None:
         return slerp(first.reshape(-1), second.reshape(-1), t, 0).view(first.shape)
-    norms = torch.linalg.vector_norm(torch.stack([first, second]).double(), dim=dim + 1, keepdim=True).clamp_min(1e-30)
+    axis = dim if dim < 0 else dim + 1
+    norms = torch.linalg.vector_norm(torch.stack([first, second]).double(), dim=axis, keepdim=True).clamp_min(1e-30)
     cosine = ((first.double() / norms[0]) * (second.double() / norms[1])).sum(dim, keepdim=True).clamp(-1.0, 1.0)
     angle = torch.arccos(cosine)
     flat = (cosine.abs() > PARALLEL).float()
