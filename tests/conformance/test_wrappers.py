@@ -126,9 +126,7 @@ def test_tasks_on_different_data(wrapper, weighting):
     batches = [[part(a, torch.arange(12), ["a"]), part(c, torch.arange(12), ["b", "c"])]]
     report, grads = one_step(wrapper, weighting, batches)
     assert report.losses.isfinite().all() and all(g.isfinite().all() for g in grads.values())
-    halves = [
-        [part(a, rows, ["a"]), part(c, rows, ["b", "c"])] for rows in torch.arange(12).chunk(2)
-    ]
+    halves = [[part(a, rows, ["a"]), part(c, rows, ["b", "c"])] for rows in torch.arange(12).chunk(2)]
     assert_close(grads, one_step(wrapper, weighting, halves)[1])
 
 
