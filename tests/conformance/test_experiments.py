@@ -37,6 +37,7 @@ NEEDS_DATA = {
     "images_merge": "hub",
     "intents": "hub",
     "sentences": "hub",
+    "sentences_merge": "hub",
     "adult": "adult",
     "adult_five": "adult",
 }

@@ -96,7 +96,9 @@ def test_trials_do_not_depend_on_where_the_search_was_cut(tmp_path):
 
 
 def test_a_grid_is_covered_once(capfd):
-    assert tune("optimizer.lr=1e-4,1e-3,1e-2", "weighting=equal,pcgrad", "tune.sampler=grid", "tune.objective=depth") == 0
+    assert (
+        tune("optimizer.lr=1e-4,1e-3,1e-2", "weighting=equal,pcgrad", "tune.sampler=grid", "tune.objective=depth") == 0
+    )
     points = [tuple(t["overrides"]) for t in summary()["trials"]]
     assert len(points) == len(set(points)) == 6
     assert points[:2] == [("optimizer.lr=0.0001", "weighting=equal"), ("optimizer.lr=0.0001", "weighting=pcgrad")]

@@ -14,13 +14,14 @@ import yaml
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from runner.config.build import build
 from runner.config.schema import TrainerConfig
-from runner.errors import RunFailed
+from runner.errors import RunFailed, UserError
 from runner.exporting.card import write_card
-from runner.exporting.reading import WHERE
 from runner.exporting.processors import write_processor
+from runner.exporting.reading import WHERE
 from runner.exporting.trunks import Trunk, write_trunks
-from runner.files import write_json
+from runner.files import read_json, write_json
 from runner.launching.rundir import RunDirectory
 from runner.training.assemble import Parts, assemble
 from runner.training.checkpoints import Checkpoints, load_weights
@@ -48,9 +49,16 @@ def export(run: RunDirectory, to: Path, checkpoint: str, licence: str | None, da
     """
     config = run.config()
     found = Checkpoints(run.path / "checkpoints").find(checkpoint)
-    parts = assemble(config, data_root, must_have_data=False)
-    averaged = bool(TrainerConfig(**config["trainer"]).ema)
-    model = weights_of(parts.model, found, averaged)
+    merged = bool((config.get("merge") or {}).get("_target_"))
+    averaged = bool(TrainerConfig(**config["trainer"]).ema) and not merged
+    if merged and read_json(found / "state.json").get("merged") is not None:
+        kind = config["merge"]["_target_"].rpartition(".")[2]
+        raise UserError(
+            f"the result of this merge is a module of its own ({kind}), and a Hugging Face folder holds one set of weights",
+            "export a merge that gives one set of weights, such as merge=task_arithmetic",
+            "runner ls merge",
+        )
+    parts, model = plain_model(config, data_root, found, averaged, merged)
     model.eval()
     to = to.absolute()
     temporary = to.with_name(f".{to.name}.{secrets.token_hex(4)}")
@@ -65,6 +73,26 @@ def export(run: RunDirectory, to: Path, checkpoint: str, licence: str | None, da
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return trunks
+
+
+def plain_model(
+    config: dict[str, Any], data_root: str | None, checkpoint: Path, averaged: bool, merged: bool
+) -> tuple[Parts, nn.Module]:
+    """The model with a checkpoint's weights and without an adapter: what it learned is added to the weights.
+
+    Args:
+        merged: a merge's weights never have one.
+    """
+    adapter = build(config.get("adapter"), where="adapter")
+    if adapter is None:
+        parts = assemble(config, data_root, must_have_data=False)
+        return parts, weights_of(parts.model, checkpoint, averaged)
+    parts = assemble({**config, "adapter": {"_target_": None}}, data_root, must_have_data=False)
+    if merged:
+        return parts, weights_of(parts.model, checkpoint, averaged)
+    adapted = assemble(config, data_root, must_have_data=False)
+    parts.model.load_state_dict(adapter.fold(weights_of(adapted.model, checkpoint, averaged)))
+    return parts, parts.model
 
 
 def weights_of(model: nn.Module, checkpoint: Path, averaged: bool) -> nn.Module:
@@ -117,7 +145,7 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def _readable(folder: Path) -> None:
-    """safetensors writes files that only their owner can read; an export is made to be passed on."""
+    """Safetensors writes files that only their owner can read; an export is made to be passed on."""
     mask = os.umask(0)
     os.umask(mask)
     for path in folder.rglob("*.safetensors"):
