@@ -231,8 +231,6 @@ class Merge(ABC):
         kind = type(self).__name__
         if self.base_use == "required" and not has_base:
             found.append(Problem(f"{kind} works on task vectors and needs the base", "give it: base=DIR"))
-        if self.base_use == "unused" and has_base:
-            found.append(Problem(f"{kind} reads no base", "leave base out"))
         found += [
             Problem(f"merge.{key} means nothing to {kind}", "leave it out")
             for key in self.ignores
