@@ -88,6 +88,7 @@ FLAGS = {
     "ls": ("--config-dir", "--help", "--json"),
     "show": ("--config-dir", "--help"),
     "status": ("--help", "--json"),
+    "sync": ("--dry-run", "--entity", "--help", "--project"),
     "report": (
         "--baseline",
         "--csv",
@@ -146,7 +147,7 @@ def candidates(words: list[str]) -> list[str]:
         return _keys(current)
     if verb == "diff":
         return [*_keys(current), DIRECTORIES]
-    if verb in ("resume", "status", "report", "cp"):
+    if verb in ("resume", "status", "cancel", "sync", "report", "cp"):
         return [DIRECTORIES]
     return _starting(current, SCRIPTS) if verb == "completion" else []
 

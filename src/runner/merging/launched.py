@@ -69,7 +69,7 @@ def merge_run(run: RunDirectory, stop: StopFlag) -> int:
     models = Models.in_memory(experts, base)
     refuse(strategy.check(models.names, True))
 
-    tracker = Tracker(run.path, config, run.begin_attempt(0), run.info()["wandb_id"], 0)
+    tracker = Tracker(run.path, config, run.begin_attempt(0), run.info()["wandb_id"], 0, group=run.info().get("sweep"))
     tracker.message(f"merging {len(experts)} experts of {', '.join(experts)} by {type(strategy).__name__}")
     exit_code = EXIT_DONE
 
