@@ -54,7 +54,7 @@ def export(run: RunDirectory, to: Path, checkpoint: str, licence: str | None, da
     if merged and read_json(found / "state.json").get("merged") is not None:
         kind = config["merge"]["_target_"].rpartition(".")[2]
         raise UserError(
-            f"the result of this merge is a module of its own ({kind}), and a Hugging Face folder holds one set of weights",
+            f"the result of this merge is a module of its own ({kind}); a folder holds one set of weights",
             "export a merge that gives one set of weights, such as merge=task_arithmetic",
             "runner ls merge",
         )
