@@ -177,6 +177,7 @@ def test_texts_bring_their_tokenizer(tmp_path):
     assert fresh.model.backbone.trunk.state_dict().keys() == held
 
 
+@pytest.mark.slow
 def test_the_command(dense, tmp_path, capfd):
     to = tmp_path / "folder" / "ex"
     assert main(["export", str(dense.path), "--to", str(to)]) == 0
