@@ -158,7 +158,7 @@ def compare(a: Path, b: Path) -> bool:
     """Final weights bit for bit, metrics row for row (but for throughput and attempts), test results."""
     first, second = (load_file(run / "checkpoints/latest/model.safetensors") for run in (a, b))
     differing = [name for name in first if not torch.equal(first[name], second[name])]
-    timed = ("examples_per_s",)
+    timed = ("examples_per_s", "solver_share")
     tables = []
     for run in (a, b):
         lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())

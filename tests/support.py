@@ -28,6 +28,7 @@ TINY = [
     "trainer.eval_every=8",
     "trainer.log_every=2",
     "tracking=jsonl",
+    "tracking.plots=false",
     "launch.threads=1",
 ]
 """A dense run of seconds."""

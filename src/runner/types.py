@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -69,3 +70,30 @@ class Features:
     mask: Tensor | None = None
     pooled: Tensor | None = None
     size: tuple[int, int] | None = None
+
+
+class Supervised(NamedTuple):
+    """A prediction with others of the same task that are trained beside it (deep or intermediate supervision).
+
+    Attributes:
+        prediction: what is evaluated.
+        auxiliary: (weight, prediction): each adds `weight` times the task's loss of it to the task's loss.
+    """
+
+    prediction: Tensor
+    auxiliary: tuple[tuple[float, Tensor], ...]
+
+
+Prediction = Tensor | Supervised
+
+
+def final(prediction: Prediction) -> Tensor:
+    """The prediction that is evaluated."""
+    return prediction.prediction if isinstance(prediction, Supervised) else prediction
+
+
+def everything(prediction: Prediction) -> list[Tensor]:
+    """Every tensor that the task's loss is made of."""
+    if isinstance(prediction, Supervised):
+        return [prediction.prediction, *(tensor for _, tensor in prediction.auxiliary)]
+    return [prediction]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,11 @@ def options(group: str) -> list[str]:
 
 def option(group: str, name: str) -> dict[str, Any]:
     """One option, its defaults list resolved."""
+    return copy.deepcopy(_composed(group, name))
+
+
+@functools.cache
+def _composed(group: str, name: str) -> dict[str, Any]:
     with initialize_config_dir(str(Path(config_root()).resolve()), version_base=None):
         return OmegaConf.to_container(compose(overrides=[f"+{group}={name}"]))[group]
 

@@ -24,6 +24,8 @@ def single(*overrides: str, task: str = "depth") -> dict:
         ["weighting=pcgrad"],
         ["weighting=cagrad", "weighting.c=0.2"],
         ["architecture=single_task"],
+        ["wrapper=task_sam"],
+        ["+reference={depth: {rmse: 0.5}}"],
         ["trainer.select=edge/pixel_f_best"],
         ["baseline=auto"],
         ["tasks=[depth,edge]"],

@@ -112,3 +112,36 @@ for option in paths.options("mixture"):
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [f"{option.name} []" for option in paths.options("mixture")]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["weighting=mgda", "weighting.mode=gram", "trainer.accumulation=2"], "works with trainer.accumulation=1"),
+        (["weighting=mgda", "weighting.mode=gram", "launch.num_processes=2"], "works with trainer.accumulation=1"),
+        (["weighting=mgda", "weighting.mode=gram", "trainer.compile=true"], "compiles away"),
+        (["weighting=mgda_ub", "trainer.compile=true"], "compiles away"),
+        (["weighting=mgda_ub", "architecture=single_task"], "one trunk that all tasks share"),
+        (["weighting=mgda", "weighting.mode=representation", "weighting.shared=[backbone.*]"], "has no effect"),
+        (["weighting=famo", "trainer.log_losses=true"], "does not go with FAMO"),
+        (["weighting=modo", "trainer.log_losses=true"], "does not go with MoDo"),
+        (["weighting=modo", "trainer.batch_size=6"], "such as trainer.batch_size=4 or 8"),
+        (["weighting=sdmgrad", "trainer.batch_size=8", "launch.num_processes=4"], "such as trainer.batch_size=16"),
+    ],
+)
+def test_settings_that_a_weighting_cannot_work_in(overrides, said):
+    (problem,) = told(*overrides)
+    assert said in problem
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["weighting=mgda", "weighting.mode=gram"],
+        ["weighting=mgda_ub", "trainer.accumulation=2", "launch.num_processes=2"],
+        ["weighting=modo", "trainer.batch_size=8", "trainer.accumulation=2", "launch.num_processes=2"],
+        ["weighting=mgda", "weighting.shared=[backbone.*]", "trainer.log_losses=true"],
+    ],
+)
+def test_settings_that_a_weighting_works_in(overrides):
+    assert told(*overrides) == []

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 from runner.backbones.base import Backbone
-from runner.config.build import build
+from runner.config.build import build, locate
 from runner.errors import UserError
-from runner.types import Group
+from runner.types import Group, everything
 from runner.weighting.reach import find_reach
 from tests.architectures.samples import task
 from tests.backbones.samples import SPECS, example, kind_of, option, options
@@ -24,17 +26,41 @@ WORLDS = {
     "pooled and token on bert": ("bert", TEXT, "text"),
     "token only on llama": ("llama", {"tags": TEXT["tags"]}, "text"),
     "pooled on mlp": ("mlp", TABLE, "table"),
+    "one task on resnet": ("resnet", {"depth": DENSE["depth"]}, "image"),
+    "dense and pooled on segnet": ("segnet", MIXED, "image"),
 }
 
 
-@pytest.fixture(params=options("architecture"))
+@pytest.fixture(params=options("architecture"), scope="module")
 def config(request):
     return option("architecture", request.param)
 
 
-@pytest.fixture(params=WORLDS.values(), ids=WORLDS)
-def world(request):
+def fits(config, name) -> bool:
+    """Whether the architecture can work on this backbone."""
+    needs = locate(config["_target_"]).needs
+    staged = hasattr(locate(option("backbone", name)["_target_"]), "stage")
+    maps = staged and name not in ("vit", "mlp")  # their states are tokens and vectors
+    return {"features": True, "stages": staged, "maps": maps}[needs]
+
+
+@pytest.fixture(params=WORLDS.values(), ids=WORLDS, scope="module")
+def world(request, config):
+    if not fits(config, request.param[0]):
+        pytest.skip("this backbone has no such stages; its refusal is a test of its own")
     return request.param
+
+
+def pooled_place(config) -> str:
+    """A backbone for pooled tasks, the cheapest that fits."""
+    return "mlp" if fits(config, "mlp") else "resnet"
+
+
+def test_backbones_without_the_stages_it_needs_are_refused(config):
+    for name, tasks, _ in WORLDS.values():
+        if not fits(config, name):
+            with pytest.raises(UserError, match=r"between (the )?stages"):
+                make(config, name, tasks)
 
 
 def make(config, name, tasks, seed=0, **changes):
@@ -46,6 +72,19 @@ def make(config, name, tasks, seed=0, **changes):
     return build(config, make_backbone, tasks, where="architecture")
 
 
+@pytest.fixture(scope="module")
+def model(config, world):
+    """One per option and world; tests may change its mode and its running statistics, but no weights."""
+    return make(config, *world[:2])
+
+
+def narrow(config):
+    """The option with narrow dense heads, for tests that train."""
+    if "channels" not in config["dense_head"]:
+        return config
+    return {**config, "dense_head": {**config["dense_head"], "channels": 16}}
+
+
 def group(kind, **options) -> Group:
     return Group("some", example(kind, **options))
 
@@ -55,55 +94,56 @@ def shape(one, batch: int = 2) -> tuple[int, ...]:
     return {"dense": (batch, c, 64, 64), "pooled": (batch, c), "token": (batch, 8, c)}[one.kind]
 
 
-def test_predictions_of_the_asked_for_tasks_only(config, world):
-    name, tasks, kind = world
-    model = make(config, name, tasks)
-    everything = model(group(kind), list(tasks))
-    assert list(everything) == list(tasks)
-    assert {t: tuple(p.shape) for t, p in everything.items()} == {t: shape(tasks[t]) for t in tasks}
+def test_predictions_of_the_asked_for_tasks_only(model, world):
+    _, tasks, kind = world
+    model.train()
+    made = model(group(kind), list(tasks))
+    assert list(made) == list(tasks)
+    for one, prediction in made.items():
+        assert {tuple(p.shape) for p in everything(prediction)} == {shape(tasks[one])}
     assert model(group(kind), []) == {}
     for one in tasks:
         model.eval()
-        both = model(group(kind), list(tasks))
-        alone = model(group(kind), [one])
+        with torch.no_grad():
+            both = model(group(kind), list(tasks))
+            alone = model(group(kind), [one])
         assert list(alone) == [one]
-        assert torch.equal(alone[one], both[one])
+        assert torch.equal(alone[one], both[one])  # evaluation gets plain tensors
 
 
-def test_heads_of_other_tasks_do_not_run(config, world):
-    name, tasks, kind = world
-    model = make(config, name, tasks)
+def test_heads_of_other_tasks_do_not_run(model, world):
+    _, tasks, kind = world
+    model.train()
     ran = []
-    for one, head in model.heads.items():
-        head.register_forward_hook(lambda *_, one=one: ran.append(one))
+    hooks = [h.register_forward_hook(lambda *_, one=one: ran.append(one)) for one, h in model.heads.items()]
     first = next(iter(tasks))
     model(group(kind), [first])
+    for hook in hooks:
+        hook.remove()
     assert ran == [first]
 
 
-def test_every_parameter_is_reached_by_a_task(config, world):
-    name, tasks, kind = world
-    model = make(config, name, tasks)
+def test_every_parameter_is_reached_by_a_task(model, world):
+    _, tasks, kind = world
+    model.train()
     parameters = list(model.parameters())
-    reach = find_reach({t: [p] for t, p in model(group(kind), list(tasks)).items()}, parameters)
+    reach = find_reach({t: everything(p) for t, p in model(group(kind), list(tasks)).items()}, parameters)
     reached = set().union(*reach.reached.values())
     assert [n for i, (n, _) in enumerate(model.named_parameters()) if i not in reached] == []
 
 
-def test_backbones_and_heads_are_where_other_rooms_look(config, world):
-    name, tasks, _ = world
-    model = make(config, name, tasks)
+def test_backbones_and_heads_are_where_other_rooms_look(model, world):
+    _, tasks, _ = world
     assert set(model.heads) == set(tasks)
     backbones = model.all_backbones()
     assert all(isinstance(b, Backbone) for b in backbones)
     owned = {id(p) for part in [*backbones, model.heads] for p in part.parameters()}
-    assert owned == {id(p) for p in model.parameters()}
+    assert owned <= {id(p) for p in model.parameters()}
     assert hasattr(model, "backbone") or hasattr(model, "backbones")
 
 
-def test_the_same_seed_gives_the_same_weights(config, world):
-    name, tasks, _ = world
-    first, second, other = (make(config, name, tasks, seed=s).state_dict() for s in (0, 0, 1))
+def test_the_same_seed_gives_the_same_weights(config):
+    first, second, other = (make(config, "resnet", MIXED, seed=s).state_dict() for s in (0, 0, 1))
     assert all(torch.equal(first[k], second[k]) for k in first)
     assert any(not torch.equal(first[k], other[k]) for k in first)
 
@@ -124,7 +164,7 @@ def test_a_task_may_bring_its_own_head(config):
         "b": task("b", "pooled", head={"dropout": 0.5}),
         "c": task("c", "pooled"),
     }
-    heads = make(config, "mlp", tasks).heads
+    heads = make(config, pooled_place(config), tasks).heads
     assert [type(heads[name]).__name__ for name in "abc"] == ["MLP", "Linear", "Linear"]
     assert heads["a"].layers[0].out_features == 6
     assert [heads[name].dropout.p for name in "bc"] == [0.5, 0.0]
@@ -133,15 +173,74 @@ def test_a_task_may_bring_its_own_head(config):
 def test_a_head_of_another_kind_is_refused(config):
     own = {"_target_": "runner.architectures.heads.token.TokenLinear"}
     with pytest.raises(UserError, match="is a head for token tasks, task 'a' is pooled"):
-        make(config, "mlp", {"a": task("a", "pooled", head=own)})
+        make(config, pooled_place(config), {"a": task("a", "pooled", head=own)})
 
 
 def test_an_unknown_key_of_a_head_names_its_place(config):
     with pytest.raises(UserError, match=r"mixture\.tasks\.a\.head\.dropuot"):
-        make(config, "mlp", {"a": task("a", "pooled", head={"dropuot": 0.5})})
+        make(config, pooled_place(config), {"a": task("a", "pooled", head={"dropuot": 0.5})})
 
 
 def test_frozen_backbones_stay_in_evaluation_mode(config):
     model = make(config, "resnet", DENSE, frozen=True).train()
     assert all(not m.training for b in model.all_backbones() for m in b.trunk.modules())
     assert all(head.training for head in model.heads.values())
+
+
+def test_odd_image_sizes(config):
+    """Predictions are as large as the image, and the padding of whole cells does not show."""
+    model = make(config, "resnet", DENSE).eval()
+    with torch.no_grad():
+        made = model(group("image", size=(70, 51)), list(DENSE))
+    assert {tuple(p.shape[2:]) for p in made.values()} == {(70, 51)}
+
+
+def test_mixed_precision_and_gradient_checkpointing(config):
+    """bf16 trains with finite gradients for every parameter, the same with and without checkpointing."""
+    grads = []
+    for on in (False, True):
+        model = make(narrow(config), "resnet", DENSE, gradient_checkpointing=on).train()
+        torch.manual_seed(3)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            made = model(group("image", size=(32, 32)), list(DENSE))
+        sum(p.float().square().mean() for prediction in made.values() for p in everything(prediction)).backward()
+        grads.append({name: p.grad for name, p in model.named_parameters()})
+        assert [name for name, grad in grads[-1].items() if grad is None or not grad.isfinite().all()] == []
+    for name, grad in grads[0].items():
+        scale = float(grad.abs().max()) + 1e-6
+        torch.testing.assert_close(grads[1][name], grad, atol=0.02 * scale, rtol=0.02, msg=name)
+
+
+def test_training_goes_on_from_a_state_dict(config):
+    """Steps with all tasks, and with some missing; a copy from the state continues with the same numbers."""
+
+    def steps(model, optimizer, asked):
+        for names in asked:
+            torch.manual_seed(11)
+            made = model(group("image", size=(32, 32)), names)
+            loss = sum(p.square().mean() for prediction in made.values() for p in everything(prediction))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return loss.item()
+
+    first, second = (make(narrow(config), "resnet", DENSE, seed=s).train() for s in (0, 1))
+    optimizers = [torch.optim.SGD(m.parameters(), lr=1e-3, momentum=0.9) for m in (first, second)]
+    steps(first, optimizers[0], [list(DENSE), ["depth"]])
+    state = {k: v.clone() for k, v in first.state_dict().items()}
+    assert len({t.data_ptr() for t in first.state_dict().values()}) == len(state), "safetensors refuses shared memory"
+    second.load_state_dict(state, strict=True)
+    optimizers[1].load_state_dict(copy.deepcopy(optimizers[0].state_dict()))
+    went = [steps(m, o, [["normals", "segmentation"]]) for m, o in zip((first, second), optimizers, strict=True)]
+    assert went[0] == went[1]
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+
+
+def test_a_task_without_labels_leaves_its_own_part_alone(config):
+    """A step without a task gives its head no gradient at all."""
+    model = make(narrow(config), "resnet", DENSE).train()
+    made = model(group("image", size=(32, 32)), ["depth"])
+    sum(p.square().mean() for p in everything(made["depth"])).backward()
+    assert all(p.grad is None for name in ("segmentation", "normals") for p in model.heads[name].parameters())
+    assert all(p.grad is not None for p in model.heads["depth"].parameters())

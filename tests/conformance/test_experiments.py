@@ -24,14 +24,22 @@ EXPERIMENTS = sorted(
 SMALLEST = [
     "trainer.max_steps=2", "trainer.epochs=null", "trainer.batch_size=2", "trainer.eval_every=2",
     "trainer.num_workers=0", "trainer.eval_batch_size=16", "trainer.panels=1", "trainer.precision=fp32",
-    "tracking=jsonl", "backbone.size=tiny", "launch.device=cpu",
+    "tracking=jsonl", "tracking.plots=false", "launch.device=cpu",
 ]  # fmt: skip
 BY_MIXTURE = {
     "rooms": ["mixture.size=[32,32]", "mixture.train=8", "mixture.validation=2", "mixture.test=2"],
     "nyud": ["mixture.size=[32,48]", "mixture.augment.crop=null"],
     "nyuv2": ["mixture.size=[32,48]"],
 }
-NEEDS_DATA = {"images": "hub", "intents": "hub", "sentences": "hub", "adult": "adult"}
+NEEDS_DATA = {
+    "images": "hub",
+    "images_base": "hub",
+    "images_merge": "hub",
+    "intents": "hub",
+    "sentences": "hub",
+    "adult": "adult",
+    "adult_five": "adult",
+}
 
 
 def smallest(experiment: str, place: Path, request: pytest.FixtureRequest) -> dict[str, Any]:
@@ -39,8 +47,11 @@ def smallest(experiment: str, place: Path, request: pytest.FixtureRequest) -> di
     overrides = [f"+experiment={experiment}", f"output_dir={place / 'outputs'}", *SMALLEST]
     choices = compose("train", overrides).choices
     mixture = choices["mixture"]
-    overrides += [] if choices["backbone"] == "mlp" else ["backbone.pretrained=null"]
+    overrides += [] if choices["backbone"] == "toy_point" else ["backbone.size=tiny"]
+    overrides += [] if choices["backbone"] in ("mlp", "toy_point") else ["backbone.pretrained=null"]
     overrides += BY_MIXTURE.get(mixture, [])
+    if compose("train", overrides).config.init is not None:  # its base has another size
+        overrides += ["init=null", "finetune.heads=train"]
     if mixture == "nyud":
         overrides.append(f"mixture.path={write_nyud_mt(place / 'NYUD_MT')}")
     elif mixture == "nyuv2":

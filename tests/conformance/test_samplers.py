@@ -79,3 +79,11 @@ def test_an_epoch_is_at_least_one_step_and_shrinks_with_the_batch(config, batch_
 def test_one_data_set_is_enough(config):
     sampler = build(config, {"only": 3})
     assert set(sampler.draw(0, 0)) == {"only"}
+
+
+def test_shares_are_how_often_data_sets_are_drawn(config):
+    sampler = build(config, SIZES)
+    drawn = [name for step in range(3000) for name in sampler.draw(step, 0)]
+    assert sampler.shares().keys() == SIZES.keys()
+    for name, share in sampler.shares().items():
+        assert drawn.count(name) / 3000 == pytest.approx(share, abs=0.03)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from torch import nn
 
 from runner.config.build import build
 from runner.config.paths import config_root
-from runner.weighting.base import GradientWeighting, LossWeighting, MatrixWeighting
+from runner.weighting.base import CrossWeighting, GradientWeighting, LossWeighting, MatrixWeighting
 from runner.weighting.engine import Engine, identity
 from runner.weighting.reach import find_reach
 
@@ -32,6 +33,8 @@ def make(request):
 
 
 class Net(nn.Module):
+    representation = "trunk"
+
     def __init__(self, tasks) -> None:
         super().__init__()
         self.trunk = nn.Sequential(nn.Linear(4, 6), nn.Tanh())
@@ -50,13 +53,16 @@ def world(tasks, seed=0):
 
 def step(net, weighting, x, targets, present, micro_batches=1, scale=1.0, number=0, per_epoch=1):
     names = list(targets)
+    micro_batches = math.lcm(micro_batches, sum(weighting.parts))
     reach = find_reach({k: [v] for k, v in net(x[:1]).items()}, list(net.parameters()))
     engine = Engine(
         weighting, list(net.parameters()), reach, micro_batches=micro_batches, reduce=identity,
-        device=torch.device("cpu"), loss_scale=lambda: scale,
+        device=torch.device("cpu"), loss_scale=lambda: scale, model=net,
     )  # fmt: skip
-    engine.begin(torch.tensor([float(len(x)) if k in present else 0.0 for k in names]), number, per_epoch)
-    for rows in torch.arange(len(x)).chunk(micro_batches):
+    chunks = torch.arange(len(x)).chunk(micro_batches)
+    counts = torch.tensor([[float(len(rows)) if k in present else 0.0 for k in names] for rows in chunks])
+    engine.begin(counts, number, per_epoch)
+    for rows in chunks:
         predictions = net(x[rows])
         engine.backward({k: (predictions[k] - targets[k][rows]).square().sum() for k in present})
     report = engine.finish()
@@ -73,8 +79,8 @@ def assert_same(first, second):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_is_one_of_the_three_kinds(make):
-    assert isinstance(make(), LossWeighting | GradientWeighting | MatrixWeighting)
+def test_is_one_of_the_four_kinds(make):
+    assert isinstance(make(), LossWeighting | GradientWeighting | MatrixWeighting | CrossWeighting)
 
 
 @pytest.mark.parametrize(("micro_batches", "scale"), [(3, 1.0), (4, 1.0), (1, 4096.0)])
@@ -94,9 +100,9 @@ def test_one_task_trains_in_the_direction_of_its_own_gradient(make):
     net, x, targets = world(tasks)
     _, grads = step(net, make(tasks), x, targets, ["a"])
     loss = (net(x)["a"] - targets["a"]).square().mean()
-    expected = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(net.parameters()))])
+    want = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(net.parameters()))])
     got = torch.cat([g.reshape(-1) for g in grads])
-    assert torch.cosine_similarity(got, expected, dim=0) == pytest.approx(1.0, abs=1e-5)
+    assert torch.cosine_similarity(got, want, dim=0) == pytest.approx(1.0, abs=1e-5)
 
 
 def test_an_absent_task_is_left_alone(make):

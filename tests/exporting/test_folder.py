@@ -103,7 +103,9 @@ def test_the_folder_says_what_it_is(dense, tmp_path):
 def test_a_named_checkpoint_says_that_the_numbers_are_of_another(tmp_path):
     run = trained(tmp_path, *TINY, "trainer.max_steps=8", "trainer.eval_every=4", "tasks=[depth]", "mixture.train=16")
     result = run.result()
-    other = next(int(p.name[5:]) for p in (run.path / "checkpoints").glob("step-*") if int(p.name[5:]) != result["best_step"])
+    other = next(
+        int(p.name[5:]) for p in (run.path / "checkpoints").glob("step-*") if int(p.name[5:]) != result["best_step"]
+    )
     export(run, tmp_path / "ex", str(other), None, None)
     card = (tmp_path / "ex" / "README.md").read_text()
     assert f"step {result['best_step']}, not of the exported one" in card

@@ -65,9 +65,7 @@ def test_the_folder_starts_another_run(name, tmp_path):
     with torch.inference_mode():
         for ours, theirs in zip(tensors(part(inputs)), tensors(again(inputs)), strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
-        assert not all(
-            torch.allclose(a, b) for a, b in zip(tensors(part(inputs)), tensors(fresh(inputs)), strict=True)
-        )
+        assert not all(torch.allclose(a, b) for a, b in zip(tensors(part(inputs)), tensors(fresh(inputs)), strict=True))
 
 
 def test_a_network_of_runners_own_is_named(tmp_path):

@@ -18,6 +18,13 @@ OVERRIDES = {
     "famo": ["trainer.accumulation=2"],
     "stch": ["weighting.warmup_epoch=1"],
     "coba": ["weighting.warmup_steps=3", "weighting.window=5"],
+    "auto_lambda": ["weighting.lr=0.01"],
+    "moml": ["weighting.held_out=train"],
+    "forum": ["weighting.inner_step=2", "weighting.eta=0.01"],
+    "modo": [],
+    "sdmgrad": ["trainer.log_every=1"],
+    "mgda_ub": [],
+    "nash_mtl": ["weighting.mode=gram"],
 }
 STEPS = ["mixture.train=16", "trainer.max_steps=12", "trainer.checkpoint_every=3", "trainer.keep=9"]
 

@@ -223,3 +223,41 @@ def test_the_shipped_table_reads_what_pandas_reads(runner_data, root):
             assert {t: bool(v) for t, v in example.targets.items()} == {
                 t: bool(p.iloc[row]) for t, p in positive.items()
             }
+
+
+def labels_of(mixture, split, task):
+    dataset = mixture.datasets(split)["people"]
+    return {(e := dataset.example(i, None)).id: e.targets.get(task) for i in range(len(dataset))}
+
+
+def noisy(tmp_path, noise):
+    rows = "".join(f"{i},{i % 2},{i / 10}\n" for i in range(200))
+    (tmp_path / "people.csv").write_text("x,flag,pay\n" + rows + "7,,\n")
+    sources = {"people": {"path": "people.csv", "labels": {"flag": "flag", "pay": "pay"}}}
+    tasks = {"flag": YES, "pay": {"_target_": REGRESSION}}
+    keys = {"test": 20, "validation": 20, "label_noise": noise}
+    made = table(tmp_path, sources, tasks, numeric=["x"], categorical=[], **keys)
+    if not made.check():
+        made.setup(None)
+    return made
+
+
+def test_label_noise_shuffles_a_share_of_the_training_labels(tmp_path):
+    clean, dirty = noisy(tmp_path, {}), noisy(tmp_path, {"pay": 0.5})
+    before, after = labels_of(clean, "train", "pay"), labels_of(dirty, "train", "pay")
+    changed = [i for i in before if before[i] is not None and before[i] != after[i]]
+    assert 70 <= len(changed) <= 81  # half of 161, less what stayed by chance
+    assert sorted(v for v in before.values() if v is not None) == sorted(v for v in after.values() if v is not None)
+    assert {i for i, v in before.items() if v is None} == {i for i, v in after.items() if v is None}
+    assert labels_of(clean, "train", "flag") == labels_of(dirty, "train", "flag")
+    for split in ("validation", "test"):
+        assert labels_of(clean, split, "pay") == labels_of(dirty, split, "pay")
+
+
+def test_label_noise_is_the_same_every_time(tmp_path):
+    one, two = (labels_of(noisy(tmp_path, {"pay": 0.5}), "train", "pay") for _ in range(2))
+    assert one == two
+
+
+def test_label_noise_of_a_task_that_does_not_exist(tmp_path):
+    assert any("label_noise.pray" in p.what for p in noisy(tmp_path, {"pray": 0.1}).check())

@@ -44,9 +44,9 @@ def test_no_task_is_hurt_beyond_the_regularisation(name, method):
 def test_gradients_without_conflict_are_averaged():
     grads = torch.tensor([[1.0, 0], [1.0, 1]], dtype=torch.float64)
     for method in (UPGrad, DualProj):
-        for scale, expected in (("mean", 0.5), ("sum", 1.0)):
-            got = method(tasks(2), scale=scale).solve(gram(grads), torch.ones(2), torch.arange(2))
-            torch.testing.assert_close(got, torch.full((2,), expected, dtype=torch.float64))
+        for scale, expected in (("paper", 0.5), ("one", 0.5), ("tasks", 1.0)):
+            got, _ = method(tasks(2), scale=scale).coefficients(gram(grads), torch.ones(2), torch.arange(2))
+            torch.testing.assert_close(got, torch.full((2,), expected))
 
 
 def test_two_in_conflict_are_the_closed_form():

@@ -113,6 +113,7 @@ def test_loss_weightings_equal_autograd_of_the_total(setting, weighting, micro_b
     expected = torch.autograd.grad(total, list(net.parameters()) + own)
     report, grads = run_engine(net, weighting, x, targets, micro_batches)
     torch.testing.assert_close(report.losses, losses.detach().float())
+    assert report.cosines.shape == (3, 3) and report.grad_norms.shape == (3,)
     for got, want in zip(grads, expected, strict=False):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
     for parameter, want in zip(own, expected[len(grads) :], strict=True):
@@ -142,6 +143,11 @@ def test_pcgrad_equals_the_algorithm_on_full_gradients(setting, micro_batches, h
     torch.testing.assert_close(
         torch.cat([g.reshape(-1) for g in got[:2]]).double() / scale, total, rtol=1e-5, atol=1e-6
     )
+    for k, name in enumerate(TASKS):
+        torch.testing.assert_close(report.grad_norms[k].double(), shared[name].norm(), rtol=1e-5, atol=1e-6)
+    want = torch.cosine_similarity(shared["a"], shared["b"], dim=0)
+    torch.testing.assert_close(report.cosines[0, 1].double(), want, rtol=1e-5, atol=1e-6)
+    assert 0 < report.solver_s < 1
     for k, name in enumerate(TASKS):
         weight = report.weights[k] if heads == "weighted" else 1.0
         for position in (2 + 2 * k, 3 + 2 * k):
@@ -232,7 +238,7 @@ def test_a_step_between_solves_applies_the_kept_coefficients(setting, heads, mic
     first, _ = run_engine(net, method, x, targets, micro_batches)
     grads = task_gradients(net, full_losses(net, x, targets))
     second, got = run_engine(net, method, x, targets, micro_batches, scale=64.0, step=1)
-    assert first.cosines is not None and second.cosines is None
+    assert first.cosines.isfinite().all() and second.cosines.isnan().all()
     assert torch.equal(first.weights, second.weights) and (first.weights != 1).any()
     for position in range(2):
         want = sum(w * grads[k][position] for w, k in zip(first.weights, TASKS, strict=True))

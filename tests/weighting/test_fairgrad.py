@@ -39,14 +39,15 @@ def test_alpha_one_is_the_bargaining_solution_and_a_large_alpha_comes_close_to_m
 @pytest.mark.parametrize("name", DEGENERATE)
 def test_survives_degenerate_gradients(name):
     grads = DEGENERATE[name]
-    weights = FairGrad(tasks(len(grads))).solve(gram(grads), torch.ones(len(grads)), torch.arange(len(grads)))
+    method = FairGrad(tasks(len(grads)))
+    weights = method.coefficients(gram(grads), torch.ones(len(grads)), torch.arange(len(grads)))[0].double()
     assert weights.isfinite().all() and (weights > 0).all()
-    assert (weights @ grads).norm() <= 1 + 1e-6
+    assert (weights @ grads).norm() <= 1 + 1e-3  # coefficients are float32
 
 
 def test_one_task_is_plain_training_with_clipping():
     for norm, expected in ((0.5, 1.0), (4.0, 0.25)):
-        weights = FairGrad(tasks(1)).solve(torch.tensor([[norm**2]]).double(), torch.ones(1), torch.arange(1))
+        weights = FairGrad(tasks(1)).coefficients(torch.tensor([[norm**2]]).double(), torch.ones(1), torch.arange(1))[0]
         assert weights.tolist() == [expected]
 
 

@@ -28,8 +28,8 @@ def test_normalisation_decides_the_weights_alone(norm):
 
 def test_scale_is_the_sum_of_the_weights():
     matrix = gram(RANDOM["K5-P8-0"])
-    for scale, total in (("mean", 1.0), ("sum", 5.0)):
-        weights = MGDA(tasks(5), scale=scale).solve(matrix, torch.ones(5), torch.arange(5))
+    for scale, total in (("paper", 1.0), ("one", 1.0), ("tasks", 5.0)):
+        weights, _ = MGDA(tasks(5), scale=scale).coefficients(matrix, torch.ones(5), torch.arange(5))
         assert weights.sum() == pytest.approx(total)
 
 

@@ -49,9 +49,10 @@ def test_the_direction_ignores_the_scale_of_each_loss():
 @pytest.mark.parametrize("name", DEGENERATE)
 def test_survives_degenerate_gradients(name):
     grads = DEGENERATE[name]
-    weights = NashMTL(tasks(len(grads))).solve(gram(grads), torch.ones(len(grads)), torch.arange(len(grads)))
+    method = NashMTL(tasks(len(grads)))
+    weights = method.coefficients(gram(grads), torch.ones(len(grads)), torch.arange(len(grads)))[0].double()
     assert weights.isfinite().all() and (weights > 0).all()
-    assert (weights @ grads).norm() <= 1 + 1e-6
+    assert (weights @ grads).norm() <= 1 + 1e-3  # coefficients are float32
 
 
 def test_clips_the_shared_gradient_alone():
@@ -64,9 +65,9 @@ def test_clips_the_shared_gradient_alone():
     torch.testing.assert_close(free, heads)
 
 
-@pytest.mark.parametrize(("scale", "total"), [("sum", 3.0), ("mean", 1.0)])
+@pytest.mark.parametrize(("scale", "total"), [("tasks", 3.0), ("one", 1.0)])
 def test_scale(scale, total):
-    weights = NashMTL(tasks(3), scale=scale, max_norm=0.0).solve(
+    weights, _ = NashMTL(tasks(3), scale=scale, max_norm=0.0).coefficients(
         gram(RANDOM["K3-P50-1"]), torch.ones(3), torch.arange(3)
     )
     assert weights.sum() == pytest.approx(total)

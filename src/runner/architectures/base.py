@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 from runner.backbones.base import Backbone
 from runner.errors import Problem, UserError
-from runner.types import Group
+from runner.types import Group, Prediction
 
 
 class Architecture(nn.Module):
@@ -17,13 +17,30 @@ class Architecture(nn.Module):
 
     Attributes:
         heads: task → head.
+        needs: what it works on: a backbone's features; the states between its stages (`runner.backbones.staged`); or
+            such states that are maps.
+        representation: the attribute that holds the one trunk whose output all tasks share, and all shared parameters;
+            None where there is no such trunk. Weightings may take gradients there (`weighting.mode=representation`).
     """
 
     heads: nn.ModuleDict
+    needs: ClassVar[Literal["features", "stages", "maps"]] = "features"
+    representation: ClassVar[str | None] = None
 
-    def forward(self, group: Group, tasks: Sequence[str]) -> dict[str, Tensor]:
-        """Predictions by task name, for the asked-for tasks and with no work for the others."""
+    def forward(self, group: Group, tasks: Sequence[str]) -> dict[str, Prediction]:
+        """Predictions by task name, for the asked-for tasks and with no work for the others.
+
+        Where gradients are on, a prediction may come with others to train beside it (`Supervised`).
+        """
         raise NotImplementedError
+
+    def penalty(self) -> Tensor | None:
+        """A regulariser of the parameters, a scalar that does not depend on data; None where there is none.
+
+        The loop adds its gradient once per step to that of the weighted losses: it belongs to no task, so no
+        weighting sees it.
+        """
+        return None
 
     def all_backbones(self) -> list[Backbone]:
         """Every backbone, for layer-wise learning rates and summaries."""

@@ -22,6 +22,8 @@ class HardSharing(Architecture):
         dense_head, pooled_head, token_head: head config for each kind of task that brings none of its own.
     """
 
+    representation = "backbone"
+
     def __init__(
         self,
         make_backbone: Callable[[], Backbone],

@@ -7,7 +7,7 @@ comes from a checkpoint, so freezing leaves it alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -63,6 +63,10 @@ class Backbone(nn.Module):
             raise ValueError(f"{type(self).__name__} does not serve {sorted(extra)}, only {self.serves}")
         self.wanted = wanted
         self.drop_unwanted()
+
+    def keep_levels(self, indices: Sequence[int]) -> None:
+        """Make some levels of the pyramid only; for backbones that have one."""
+        raise NotImplementedError
 
     def drop_unwanted(self) -> None:
         """Remove the parts that only kinds outside `wanted` read; the base has none."""

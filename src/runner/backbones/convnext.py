@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from runner.backbones.image import IMAGENET_MEAN, IMAGENET_STD, ImageBackbone
 from runner.backbones.neck import LevelNorms
 from runner.backbones.pretrained import checked_drop_path, make_trunk
+from runner.backbones.staged import StageRun, through
 from runner.config.kinds import Fraction, NonNegativeInt
 from runner.specs import FeatureSpec, InputSpec
 
@@ -85,6 +86,17 @@ class ConvNext(ImageBackbone):
             x_BCHW = stage(x_BCHW)
             levels.append(x_BCHW)
         return levels
+
+    def stem(self, x_BCHW: Tensor, run: StageRun) -> Tensor:
+        return self.trunk.embeddings(x_BCHW)
+
+    def stage(self, index: int, x: Tensor, run: StageRun) -> tuple[Tensor, Tensor]:
+        for layer in self.trunk.encoder.stages[index].downsampling_layer:
+            x = layer(x)
+        return through(self.stage_blocks(index), x)
+
+    def stage_blocks(self, index: int) -> list[nn.Module]:
+        return list(self.trunk.encoder.stages[index].layers)
 
     def pyramid(self, levels: list[Tensor]) -> list[Tensor]:
         last_BCHW = self.trunk.layernorm(levels[-1].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

@@ -86,6 +86,9 @@ class DINOv2(PlainTransformer):
         groups[-1].append(self.trunk.layernorm)
         return groups
 
+    def embed(self, x_BCHW: Tensor) -> Tensor:
+        return self.trunk.embeddings(scaled(x_BCHW, self.trunk.config.patch_size, CELL))
+
     def encode(self, x_BCHW: Tensor, all_blocks: bool) -> tuple[Tensor, Sequence[Tensor]]:
         x_BCHW = scaled(x_BCHW, self.trunk.config.patch_size, CELL)
         output = self.trunk(x_BCHW, output_hidden_states=all_blocks)

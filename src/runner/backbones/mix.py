@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from runner.backbones.image import ImageBackbone
+from runner.backbones.staged import StageRun, through
 from runner.specs import FeatureSpec, InputSpec
 
 
@@ -41,3 +42,20 @@ class MixBackbone(ImageBackbone):
 
     def stages(self, x_BCHW: Tensor) -> list[Tensor]:
         return list(self.trunk(x_BCHW, output_hidden_states=True).hidden_states)
+
+    def run_block(self, block: Any, tokens_BTD: Tensor, height: int, width: int) -> Tensor:
+        """One transformer block."""
+        return block(tokens_BTD, height, width)
+
+    def stage(self, index: int, x: Tensor, run: StageRun) -> tuple[Tensor, Tensor]:
+        embedding, blocks, norm = self.trunk_stages()[index]
+        tokens_BTD, height, width = embedding(x)
+        inner, outer = through(blocks, tokens_BTD, lambda b, y_BTD: self.run_block(b, y_BTD, height, width))
+        grid = height, width
+        outer_BCHW = norm(outer).unflatten(1, grid).permute(0, 3, 1, 2).contiguous()
+        if len(blocks) == 1:
+            return outer_BCHW, outer_BCHW
+        return inner.unflatten(1, grid).permute(0, 3, 1, 2), outer_BCHW
+
+    def stage_blocks(self, index: int) -> list[nn.Module]:
+        return list(self.trunk_stages()[index][1])

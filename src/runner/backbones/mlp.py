@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from runner.backbones.base import Backbone
+from runner.backbones.staged import StageRun
 from runner.config.kinds import Fraction, NonNegativeInt, PositiveInt
 from runner.errors import UserError
-from runner.specs import FeatureSpec, InputSpec
+from runner.specs import FeatureSpec, InputSpec, TaskKind
 from runner.types import Features
 
 PRESETS = {"tiny": (32, 2), "small": (128, 2), "base": (256, 3), "large": (512, 4)}
@@ -57,13 +58,45 @@ class MLP(Backbone):
 
     def forward(self, inputs: dict[str, Tensor]) -> Features:
         """Features of `inputs["numeric"]` and `inputs["categorical"]`; an absent kind of column has no key."""
-        parts = [inputs["numeric"]] if self.num_numeric else []
-        if len(self.embeddings):
-            parts += [embed(column_B) for embed, column_B in zip(self.embeddings, inputs["categorical"].T, strict=True)]
-        x_BD = torch.cat(parts, dim=1)
+        x_BD, _ = self.begin(inputs)
         for layer in self.layers:
             x_BD = layer(x_BD)
         return Features(pooled=x_BD)
+
+    @property
+    def stage_channels(self) -> tuple[int, ...]:
+        """A stage per hidden layer."""
+        return (self.spec.dim,) * len(self.layers)
+
+    @property
+    def inner_channels(self) -> tuple[int, ...]:
+        """As after each stage."""
+        return self.stage_channels
+
+    @property
+    def stage_strides(self) -> tuple[int, ...]:
+        """None: states are vectors (B, D)."""
+        return ()
+
+    def begin(self, inputs: dict[str, Tensor]) -> tuple[Tensor, StageRun]:
+        """Columns → what the first hidden layer reads."""
+        parts = [inputs["numeric"]] if self.num_numeric else []
+        if len(self.embeddings):
+            parts += [embed(column_B) for embed, column_B in zip(self.embeddings, inputs["categorical"].T, strict=True)]
+        return torch.cat(parts, dim=1), StageRun()
+
+    def stage(self, index: int, x: Tensor, run: StageRun) -> tuple[Tensor, Tensor]:
+        """One hidden layer; it is its own last block."""
+        x_BD = self.layers[index](x)
+        return x_BD, x_BD
+
+    def stage_blocks(self, index: int) -> list[nn.Module]:
+        """The hidden layer."""
+        return [self.layers[index]]
+
+    def collect(self, states: list[Tensor], run: StageRun, kind: TaskKind | None = None) -> Features:
+        """The last state is the pooled vector."""
+        return Features(pooled=states[-1])
 
     def trunk_groups(self) -> list[list[nn.Module]]:
         first = [[self.embeddings]] if len(self.embeddings) else []

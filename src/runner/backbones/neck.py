@@ -21,6 +21,11 @@ class LevelNorms(nn.Module):
         super().__init__()
         self.norms = nn.ModuleList(ChannelNorm(c) for c in channels)
 
+    def keep(self, indices: Sequence[int]) -> None:
+        """Drop what only other levels need; their maps pass as they are."""
+        for index in set(range(len(self.norms))).difference(indices):
+            self.norms[index] = nn.Identity()
+
     def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
         return [norm(level_BCHW) for norm, level_BCHW in zip(self.norms, levels, strict=True)]
 
@@ -34,15 +39,22 @@ class PlainPyramid(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.up4 = nn.Sequential(
+        self.up4: nn.Module = nn.Sequential(
             nn.ConvTranspose2d(dim, dim // 2, 2, 2),
             ChannelNorm(dim // 2),
             nn.GELU(),
             nn.ConvTranspose2d(dim // 2, dim // 4, 2, 2),
         )
-        self.up2 = nn.ConvTranspose2d(dim, dim // 2, 2, 2)
+        self.up2: nn.Module = nn.ConvTranspose2d(dim, dim // 2, 2, 2)
         self.down = nn.MaxPool2d(2)
         self.channels = (dim // 4, dim // 2, dim, dim)
+
+    def keep(self, indices: Sequence[int]) -> None:
+        """Drop what only other levels need; their maps pass as they are."""
+        if 0 not in indices:
+            self.up4 = nn.Identity()
+        if 1 not in indices:
+            self.up2 = nn.Identity()
 
     def forward(self, taps: Sequence[Tensor]) -> list[Tensor]:
         quarter, half, same, double = taps

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from runner.backbones.image import ImageBackbone
 from runner.backbones.neck import PlainPyramid
+from runner.backbones.staged import StageRun, through
 from runner.specs import FeatureSpec, InputSpec
 
 
@@ -46,7 +47,9 @@ class PlainTransformer(ImageBackbone):
         self.neck: PlainPyramid | None = neck
         self.patch, self.pooling = patch, pooling
         count = trunk.config.num_hidden_layers
-        self.taps = [max(1, count * i // 4) for i in (1, 2, 3, 4)] if pyramid == "taps" else [count] * 4
+        quarters = [max(1, count * i // 4) for i in (1, 2, 3, 4)]
+        self.taps = quarters if pyramid == "taps" else [count] * 4
+        self.stage_ends = quarters
 
     def neck_modules(self) -> list[nn.Module]:
         return [self.neck] if self.neck is not None else []
@@ -67,6 +70,41 @@ class PlainTransformer(ImageBackbone):
         for tap in self.taps if dense else ():
             tokens_BTD = last_BTD if tap == self.taps[-1] else self.trunk.layernorm(blocks[tap])
             levels.append(tokens_BTD[:, 1:].transpose(1, 2).unflatten(2, (height, width)))
+        return levels
+
+    @property
+    def stage_channels(self) -> tuple[int, ...]:
+        """Four stages of tokens, whatever the taps."""
+        return (self.spec.dim,) * len(self.stage_ends)
+
+    @property
+    def stage_strides(self) -> tuple[int, ...]:
+        """None: states are (B, D, 1 + N), the [CLS] token first."""
+        return ()
+
+    def embed(self, x_BCHW: Tensor) -> Tensor:
+        """(B, 1 + N, D), what the first block reads."""
+        return self.trunk.embeddings(x_BCHW)
+
+    def stem(self, x_BCHW: Tensor, run: StageRun) -> Tensor:
+        height, width = x_BCHW.shape[-2:]
+        run.grid = height // self.patch, width // self.patch
+        return self.embed(x_BCHW).transpose(1, 2)
+
+    def stage(self, index: int, x: Tensor, run: StageRun) -> tuple[Tensor, Tensor]:
+        inner, outer = through(self.stage_blocks(index), x.transpose(1, 2))
+        return inner.transpose(1, 2), outer.transpose(1, 2)
+
+    def stage_blocks(self, index: int) -> list[nn.Module]:
+        start = self.stage_ends[index - 1] if index else 0
+        return self.blocks()[start : self.stage_ends[index]]
+
+    def stage_levels(self, states: list[Tensor], run: StageRun) -> list[Tensor]:
+        by_end = dict(zip(self.stage_ends, states, strict=True))
+        normal = {end: self.trunk.layernorm(by_end[end].transpose(1, 2)) for end in {*self.taps, self.stage_ends[-1]}}
+        levels = [normal[self.stage_ends[-1]]]
+        for tap in self.taps if "dense" in self.wanted else ():
+            levels.append(normal[tap][:, 1:].transpose(1, 2).unflatten(2, run.grid or ()))
         return levels
 
     def pyramid(self, levels: list[Tensor]) -> list[Tensor]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from runner.backbones.image import IMAGENET_MEAN, IMAGENET_STD
 from runner.backbones.mix import MixBackbone
@@ -64,3 +64,6 @@ class PvtV2(MixBackbone):
 
     def trunk_stages(self) -> list[tuple[nn.Module, nn.ModuleList, nn.Module]]:
         return [(stage.patch_embedding, stage.blocks, stage.layer_norm) for stage in self.trunk.encoder.layers]
+
+    def run_block(self, block: Any, tokens_BTD: Tensor, height: int, width: int) -> Tensor:
+        return block(tokens_BTD, height, width, False)[0]

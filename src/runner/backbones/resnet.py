@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from runner.backbones.image import IMAGENET_MEAN, IMAGENET_STD, ImageBackbone
 from runner.backbones.pretrained import make_trunk
+from runner.backbones.staged import StageRun, through
 from runner.config.kinds import NonNegativeInt
 from runner.errors import UserError
 from runner.specs import FeatureSpec, InputSpec
@@ -17,6 +18,7 @@ _BOTTLENECK = {"layer_type": "bottleneck", "embedding_size": 64, "hidden_sizes":
 _BASIC = {"layer_type": "basic", "embedding_size": 64, "hidden_sizes": [64, 128, 256, 512]}
 PRESETS = {
     "tiny": {"layer_type": "basic", "embedding_size": 16, "hidden_sizes": [16, 32, 64, 128], "depths": [1, 1, 1, 1]},
+    "small": {"layer_type": "basic", "embedding_size": 32, "hidden_sizes": [32, 64, 128, 256], "depths": [1, 1, 1, 1]},
     18: {**_BASIC, "depths": [2, 2, 2, 2]},
     34: {**_BASIC, "depths": [3, 4, 6, 3]},
     50: {**_BOTTLENECK, "depths": [3, 4, 6, 3]},
@@ -38,7 +40,7 @@ class ResNet(ImageBackbone):
         self,
         inputs: InputSpec,
         *,
-        size: Literal["tiny", 18, 34, 50, 101, 152] | None = 50,
+        size: Literal["tiny", "small", 18, 34, 50, 101, 152] | None = 50,
         pretrained: str | None = None,
         frozen: bool | NonNegativeInt = False,
         gradient_checkpointing: bool = False,
@@ -90,6 +92,15 @@ class ResNet(ImageBackbone):
 
     def stages(self, x_BCHW: Tensor) -> list[Tensor]:
         return list(self.trunk(x_BCHW, output_hidden_states=True).hidden_states[1:])
+
+    def stem(self, x_BCHW: Tensor, run: StageRun) -> Tensor:
+        return self.trunk.embedder(x_BCHW)
+
+    def stage(self, index: int, x: Tensor, run: StageRun) -> tuple[Tensor, Tensor]:
+        return through(self.stage_blocks(index), x)
+
+    def stage_blocks(self, index: int) -> list[nn.Module]:
+        return list(self.trunk.encoder.stages[index].layers)
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

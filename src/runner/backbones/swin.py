@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from runner.backbones.image import IMAGENET_MEAN, IMAGENET_STD, ImageBackbone
 from runner.backbones.neck import LevelNorms
 from runner.backbones.pretrained import attention_choice, checked_drop_path, make_trunk
+from runner.backbones.staged import StageRun, through
 from runner.config.kinds import Fraction, NonNegativeInt, PositiveInt
 from runner.specs import FeatureSpec, InputSpec
 
@@ -95,9 +96,32 @@ class Swin(ImageBackbone):
             output_hidden_states_before_downsampling=True,
             interpolate_pos_encoding=True,
         )
-        levels = list(output.reshaped_hidden_states[1:])
-        levels[-1] = self.trunk.layernorm(levels[-1].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return levels
+        return self._normalised(list(output.reshaped_hidden_states[1:]))
+
+    def _normalised(self, levels: list[Tensor]) -> list[Tensor]:
+        last_BCHW = self.trunk.layernorm(levels[-1].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return [*levels[:-1], last_BCHW]
+
+    def stem(self, x_BCHW: Tensor, run: StageRun) -> Tensor:
+        tokens_BTD, grid = self.trunk.embeddings(x_BCHW, interpolate_pos_encoding=True)
+        return tokens_BTD.unflatten(1, grid).permute(0, 3, 1, 2)
+
+    def stage(self, index: int, x: Tensor, run: StageRun) -> tuple[Tensor, Tensor]:
+        """A stage's downsampling runs at the start of the next one, so that states are those of the pyramid."""
+        height, width = x.shape[-2:]
+        tokens_BTD = x.permute(0, 2, 3, 1).flatten(1, 2)
+        if index > 0:
+            tokens_BTD = self.trunk.encoder.layers[index - 1].downsample(tokens_BTD, (height, width))
+            height, width = (height + 1) // 2, (width + 1) // 2
+        both = through(self.stage_blocks(index), tokens_BTD, lambda block, y_BTD: block(y_BTD, (height, width))[0])
+        inner, outer = (y_BTD.unflatten(1, (height, width)).permute(0, 3, 1, 2) for y_BTD in both)
+        return inner, outer
+
+    def stage_blocks(self, index: int) -> list[nn.Module]:
+        return list(self.trunk.encoder.layers[index].blocks)
+
+    def stage_levels(self, states: list[Tensor], run: StageRun) -> list[Tensor]:
+        return self._normalised(states)
 
     def pyramid(self, levels: list[Tensor]) -> list[Tensor]:
         return [*self.neck(levels[:-1]), levels[-1]]

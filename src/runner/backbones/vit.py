@@ -85,6 +85,9 @@ class ViT(PlainTransformer):
         groups[-1].append(self.trunk.layernorm)
         return groups
 
+    def embed(self, x_BCHW: Tensor) -> Tensor:
+        return self.trunk.embeddings(x_BCHW, interpolate_pos_encoding=True)
+
     def encode(self, x_BCHW: Tensor, all_blocks: bool) -> tuple[Tensor, Sequence[Tensor]]:
         output = self.trunk(x_BCHW, interpolate_pos_encoding=True, output_hidden_states=all_blocks)
         return output.last_hidden_state, output.hidden_states or ()

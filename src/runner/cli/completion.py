@@ -83,6 +83,7 @@ HYDRA_FLAGS = ("--cfg", "--config-dir", "--config-name", "--help", "--hydra-help
 FLAGS = {
     "train": ("--dry-run", *HYDRA_FLAGS),
     "eval": HYDRA_FLAGS,
+    "merge": ("--dry-run", "--from", *HYDRA_FLAGS),
     "validate": ("--all", "--config-dir", "--help"),
     "ls": ("--config-dir", "--help", "--json"),
     "show": ("--config-dir", "--help"),
@@ -125,6 +126,8 @@ def candidates(words: list[str]) -> list[str]:
     position = len([w for w in before[1:] if not w.startswith("-")])
     if verb == "eval":
         return [DIRECTORIES] if position == 0 else _starting(current, _keys_of(_read("eval.yaml")))
+    if verb == "merge":
+        return _merge_words(current)
     if verb == "ls":
         return _starting(current, paths.groups()) if position == 0 else []
     if verb == "show" or (verb == "cp" and position == 0):
@@ -174,6 +177,15 @@ def _overrides(current: str, typed: list[str]) -> list[str]:
         words += _keys_of({k: v for k, v in _read("train.yaml").items() if k not in ("defaults", "hydra")})
         words += [f"{g}." for g in groups if g != "experiment" and word]
     return _starting(current, words)
+
+
+def _merge_words(current: str) -> list[str]:
+    """What `runner merge` takes: a strategy, its keys, and the keys of merge.yaml."""
+    group, equals, _ = current.partition("=")
+    if equals:
+        return _starting(current, [f"merge={name}" for name in _names("merge")]) if group == "merge" else []
+    keys = _keys_of({k: v for k, v in _read("merge.yaml").items() if k not in ("defaults", "hydra")})
+    return _starting(current, ["merge=", *keys])
 
 
 def _section_keys(section: str, typed: list[str]) -> list[str]:

@@ -6,9 +6,12 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runner.errors import UserError
+
+if TYPE_CHECKING:
+    from runner.launching.sweepdir import SweepDirectory
 
 
 def is_run(path: Path) -> bool:
@@ -61,6 +64,18 @@ def open_run(path: str, verb: str) -> Path:
     raise UserError(
         f"there are {len(runs)} runs in '{path}'", f"say which; the newest is {newest}", f"runner status {path}"
     )
+
+
+def open_sweep(path: str) -> SweepDirectory | None:
+    """The sweep whose directory `path` is; None for any other folder.
+
+    Raises:
+        UserError: there is no such folder, or its sweep.json is damaged.
+    """
+    folder = existing(path)
+    from runner.launching.sweepdir import SweepDirectory, is_sweep
+
+    return SweepDirectory.open(folder) if is_sweep(folder) else None
 
 
 def read_info(run: Path) -> dict[str, Any]:

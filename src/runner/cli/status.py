@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from runner.cli import runs
+from runner.cli import runs, sweep_status
 from runner.cli.arguments import split_plain
 from runner.cli.output import print_table, show_value
 from runner.errors import EXIT_DONE, UserError
@@ -17,13 +17,15 @@ HELP = """\
 usage: runner status [DIR] [--json]
 
 Says how a run is doing: status, step, attempts, newest metrics, checkpoints, what to do next.
-For a folder of runs (default: outputs) one line per run.
+For a sweep one line per job, with its place in Slurm's queue; for a folder of runs (default: outputs)
+one line per run.
 
   --json   run.json, newest step and result of each run, for scripts
 
 examples:
   runner status
   runner status outputs/train/demo
+  runner status outputs/sweeps/demo-3fa9c1d2
   runner status outputs/train/demo/20260101T120000Z-3fa9c1d2-ab12
 """
 
@@ -31,12 +33,15 @@ examples:
 def run(arguments: Sequence[str]) -> int:
     """Run the verb."""
     given, flags = split_plain(arguments, "status", ["[DIR]"], optional=1, flags=["--json"])
+    place = runs.open_sweep(given[0] if given else "outputs")
+    if place is not None:
+        return sweep_status.show(place, as_json="--json" in flags)
     folder = runs.existing(given[0] if given else "outputs")
     found = [folder] if runs.is_run(folder) else runs.find_runs(folder)
     if not found:
         raise UserError(f"there is no run in '{folder}'", "start one", "runner train +experiment=demo")
     if "--json" in flags:
-        print(json.dumps([_as_json(path) for path in found], indent=2))
+        print(json.dumps([as_json(path) for path in found], indent=2))
     elif runs.is_run(folder):
         _print_one(folder)
     else:
@@ -44,7 +49,8 @@ def run(arguments: Sequence[str]) -> int:
     return EXIT_DONE
 
 
-def _as_json(path: Path) -> dict[str, Any]:
+def as_json(path: Path) -> dict[str, Any]:
+    """A run for scripts."""
     return {
         "path": str(path),
         "step": runs.last_metrics(path)[0],
@@ -62,7 +68,7 @@ def _print_many(found: list[Path], folder: Path) -> None:
             rows.append([str(path.relative_to(folder)), "damaged", "", "", ""])
             continue
         step, _ = runs.last_metrics(path)
-        rows.append([str(path.relative_to(folder)), _status(info), str(step), _age(info), _headline(path)])
+        rows.append([str(path.relative_to(folder)), status(info), str(step), age(info), headline(path)])
     print_table(["run", "status", "step", "started", "result"], rows)
 
 
@@ -72,10 +78,10 @@ def _print_one(path: Path) -> None:
     goal = (config.get("trainer") or {}).get("max_steps")
     attempts = info.get("attempts") or []
     lines = [
-        ("status", _status(info)),
+        ("status", status(info)),
         ("command", f"runner {' '.join(map(str, info.get('argv', [])))}"),
         ("step", f"{step} of {goal}" if goal else str(step)),
-        ("started", _age(info)),
+        ("started", age(info)),
         ("signature", f"{info.get('signature')}, seed {info.get('seed')}"),
         ("checkpoints", _checkpoints(path)),
     ]
@@ -96,18 +102,19 @@ def _print_one(path: Path) -> None:
             if split != "train":
                 print(f"\nnewest metrics, {split}:")
                 print_table(["task", "metric", "value"], [[t, m, show_value(v)] for (t, m), v in metrics.items()])
-    if info.get("status") != "COMPLETED" and not _alive(info):
+    if info.get("status") != "COMPLETED" and not alive(info):
         print(f"\n  see: runner resume {path}")
 
 
-def _status(info: dict[str, Any]) -> str:
+def status(info: dict[str, Any]) -> str:
+    """The status, and a word where it cannot be true any more."""
     status = str(info.get("status"))
     if status != "RUNNING":
         return status
-    return "RUNNING" if _alive(info) else "RUNNING?  (its process is gone: killed)"
+    return "RUNNING" if alive(info) else "RUNNING?  (its process is gone: killed)"
 
 
-def _alive(info: dict[str, Any]) -> bool:
+def alive(info: dict[str, Any]) -> bool:
     """Whether the newest attempt's process still lives; one on another host is believed."""
     import os
     import socket
@@ -136,7 +143,7 @@ def _checkpoints(path: Path) -> str:
     return ", ".join(marked)
 
 
-def _age(info: dict[str, Any]) -> str:
+def age(info: dict[str, Any]) -> str:
     """How long ago the run was created."""
     created = info.get("created") or next((a.get("started") for a in info.get("attempts") or []), None)
     try:
@@ -149,7 +156,7 @@ def _age(info: dict[str, Any]) -> str:
     return f"{max(seconds, 0):.0f} s ago"
 
 
-def _headline(path: Path) -> str:
+def headline(path: Path) -> str:
     """Each task's headline metric: enough to tell runs apart."""
     result = runs.read_result(path) or {}
     headlines = result.get("headline") or {}

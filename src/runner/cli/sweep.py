@@ -1,47 +1,26 @@
-"""Handing over to Hydra: its own flags, and multiruns with its launchers."""
+"""`runner train -m`: a grid of jobs, checked as a whole, in one directory, here or through Slurm."""
 
 from __future__ import annotations
 
-import contextlib
-import os
 import sys
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from runner.cli.arguments import HydraArguments
-from runner.cli.main import print_problems
 from runner.config import paths
-from runner.config.compose import Composed, compose, explain
-from runner.config.freeze import finalize
-from runner.config.overrides import grid
+from runner.config.compose import Composed
+from runner.config.grid import COMPARISONS, Grid, check, expand
 from runner.config.signature import signature
 from runner.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_USER, Problem, UserError, suggest
+from runner.launching.sweepdir import Entry, SweepDirectory, identifier
 
-CHECKED_AHEAD = 64
-"""So many jobs of a sweep are checked before the first one starts; each job is checked again when its turn comes."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A job of a sweep that did not end well."""
-
-    number: int
-    overrides: str
-    words: str
-
-
-class SweepStopped(BaseException):
-    """A job was stopped by the user: the jobs after it must not start. Not an Exception, so that Hydra lets it pass."""
-
-
-class JobFailed(Exception):
-    """A job ended with an exit code other than 0. Hydra records it and starts the next job."""
+FIRST_LINES = 40
+"""So many jobs of a sweep are listed by --dry-run."""
 
 
 def refuse(problems: Sequence[Problem]) -> None:
@@ -50,12 +29,21 @@ def refuse(problems: Sequence[Problem]) -> None:
         raise UserError(list(problems))
 
 
+# ---- Hydra's own flags ---------------------------------------------------------------------------------------------
+
+
 def hydra_answers(name: str, overrides: list[str], request: HydraArguments) -> int:
     """Let Hydra answer one of its own flags, such as --cfg job."""
+    folders = paths.roots(request.config_dir)
+    # Hydra searches config_path first: the user's own folder hides shipped options of the same name.
+    extra = ["--config-dir", str(folders[1])] if len(folders) > 1 else []
+    before, sys.argv = sys.argv, ["runner", *extra, *request.flags, *overrides]
     try:
-        _hydra_main(name, [*request.flags, *overrides], request, _unused)
+        hydra.main(version_base="1.3", config_path=str(folders[0]), config_name=name)(_unused)()
     except SystemExit as error:  # how Hydra ends its help
         return EXIT_USER if error.code else EXIT_DONE
+    finally:
+        sys.argv = before
     return EXIT_DONE
 
 
@@ -74,121 +62,224 @@ def _unused(config: DictConfig) -> None:
     raise AssertionError("Hydra answers its flags without running anything")
 
 
-def sweep(name: str, composed: Composed, request: HydraArguments) -> int:
-    """Run every job of a multirun, one after another; a failed job does not stop the others.
+# ---- sweeps ----------------------------------------------------------------------------------------------------------
+
+
+def sweep(composed: Composed, request: HydraArguments, argv: Sequence[str]) -> int:
+    """Check every job of a multirun, give the sweep its directory, and run what is not completed.
+
+    Args:
+        composed: the first job. request: the command line, sorted. argv: the command line as it was given.
 
     Returns:
-        0 when all are done, 1 when some failed, 75 when the user stopped a job.
+        0 when all are done, 1 when some failed, 75 when they were stopped and can be continued.
     """
-    jobs = grid(composed.overrides, composed.hydra.sweeper.get("params"))
-    configs = _check_ahead(name, jobs, composed, request)
-    if request.dry_run:
-        return _dry(jobs, configs)
-    failures: list[Failure] = []
-    started: list[int] = []
+    refuse(composed.problems)
+    grid = expand(composed)
+    check(grid, request.config_dir, _progress(len(grid.points)))
+    configs = [point.config for point in grid.points]
+    launch = _common_launch(configs)
+    if any(config["run_dir"] for config in configs):
+        raise UserError("run_dir pins the folder of one run", "sweep_dir=DIR pins the folder of a sweep")
+    notice = _baseline_by_default(grid)
+    if request.dry_run and launch["scheduler"] == "local":
+        return _dry(grid)
+    first = configs[0]
+    name = (
+        first["name"]
+        if len({config["name"] for config in configs}) == 1
+        else composed.choices.get("experiment", grid.name)
+    )
+    id = identifier(name, grid.identity)
+    place = SweepDirectory(Path(first["sweep_dir"] or Path(first["output_dir"]) / "sweeps" / id))
+    more = ["--config-dir", request.config_dir] if request.config_dir else []
+    more += ["hydra.mode=RUN"] if composed.multirun else []  # the job's own command is one run
+    points = [(point.overrides, point.config) for point in grid.points]
+    command = ["train", *(word for word in argv if word != "--dry-run")]
+    entries = place.enter(id, name, command, more, grid.axes, grid.fixed, points)
+    if launch["scheduler"] == "slurm":
+        from runner.launching import slurm
 
-    def job(config: DictConfig) -> None:
-        from runner.launching import front
+        return slurm.submit(place, entries, launch, dry_run=request.dry_run, notice=notice)
+    return run_here(place, entries, notice=notice)
 
-        node: Any = HydraConfig.get()
-        overrides = [str(o) for o in node.overrides.task]
-        number = int(node.job.num) + 1
-        started.append(number)
-        print(f"\njob {number} of {len(jobs)}: {' '.join(overrides)}", flush=True)
-        choices = {str(k): str(v) for k, v in node.runtime.choices.items() if v is not None}
-        try:
-            frozen = finalize(Composed(name, config, node, choices, overrides, composed.folders))
-            code = front.train(frozen, ["train", *overrides])
-        except Exception as error:
-            _tell(error)
-            failures.append(Failure(number, " ".join(overrides), _first_line(error)))
-            raise
-        if code == EXIT_STOPPED:
-            raise SweepStopped
-        if code != EXIT_DONE:
-            failures.append(Failure(number, " ".join(overrides), f"exit code {code}"))
-            raise JobFailed(f"job {number} ended with exit code {code}")
 
-    named = any(line.lstrip("+").startswith("hydra.job.name=") for line in composed.overrides)
-    arguments = ["--multirun", *composed.overrides, *([] if named else [f"hydra.job.name={name}"])]
+def go_on(place: SweepDirectory) -> int:
+    """Run what is not completed of a sweep, with what its jobs were frozen with; where it was run before."""
+    from runner.launching import slurm
+
+    entries = place.entries()
+    if not entries:
+        raise UserError(f"the sweep in '{place.path}' has no jobs", "", f"runner status {place.path}")
+    if slurm.submissions(place):
+        return slurm.submit(place, entries, place.config(entries[0])["launch"])
+    return run_here(place, entries)
+
+
+def run_here(place: SweepDirectory, entries: Sequence[Entry], *, notice: str = "") -> int:
+    """Run the jobs that are not completed on this machine; says what there is to do, and how it went."""
+    from runner.launching import schedule
+    from runner.launching.board import make_board
+
+    info = place.info()
+    todo = [entry for entry in entries if place.state(entry) != "COMPLETED"]
+    varied = {entry.number: " ".join(_varied(entry, info)) for entry in entries}
+    _open(place, info, entries, todo)
+    if not todo:
+        _close(place, entries)
+        return EXIT_DONE
+    jobs = [schedule.SweepJob(place, e, place.config(e), ["train", *e.overrides, *info["arguments"]]) for e in todo]
+    wanted = schedule.collect_needs([(job, job.config) for job in jobs], ["train", *info["fixed"], *info["arguments"]])
+    place.add_needs([(w.need.role, w.need.tasks, w.need.signature, w.need.config) for w in wanted])
+    launch = _common_launch([job.config for job in jobs])
+    if notice:
+        print(notice)
+    if wanted:
+        _tell_needs(wanted)
+    sys.stdout.flush()
+    board = make_board(varied)
     try:
-        _hydra_main(name, arguments, request, job)
-    except SweepStopped:
-        print(f"\nstopped in job {started[-1]} of {len(jobs)}; `runner resume` continues it", file=sys.stderr)
+        with place.attending():
+            outcome = schedule.run_sweep(
+                jobs,
+                wanted,
+                board,
+                at_a_time=launch["jobs"],
+                gpus_per_job=launch["gpus_per_job"],
+                keep_going=launch["keep_going"],
+            )
+    finally:
+        board.close()
+    return _report(place, entries, varied, outcome)
+
+
+def _report(place: SweepDirectory, entries: Sequence[Entry], varied: dict[int, str], outcome: Any) -> int:
+    sys.stdout.flush()
+    failed = [job for job in outcome.jobs if job.state == "FAILED"]
+    lost = [job for job in outcome.needs if job.state == "FAILED"]
+    if lost:
+        print(f"\n{len(lost)} of {len(outcome.needs)} needed runs failed:", file=sys.stderr)
+        for job in lost:
+            print(f"  {job.label}\n    {job.message}\n    see: {_log(job.path)}", file=sys.stderr)
+    if failed:
+        print(f"\n{len(failed)} of {len(entries)} jobs failed:", file=sys.stderr)
+        for job in failed:
+            print(
+                f"  {job.label}: {varied[job.entry.number]}\n    {job.message}\n    see: {_log(job.path)}",
+                file=sys.stderr,
+            )
+    if outcome.code == EXIT_STOPPED:
+        done = sum(place.state(entry) == "COMPLETED" for entry in entries)
+        print(f"\nstopped; {done} of {len(entries)} jobs are completed", file=sys.stderr)
+        print(f"  see: runner resume {_shown(place.path)}", file=sys.stderr)
         return EXIT_STOPPED
-    except Exception as error:
-        if not failures:  # not a job: Hydra itself, or a launcher in other processes
-            raise UserError(explain(error, composed.folders)) from error
-    if failures:
-        print(f"\n{len(failures)} of {len(jobs)} jobs failed:", file=sys.stderr)
-        for failure in failures:
-            print(f"  job {failure.number}: {failure.overrides}\n    {failure.words}", file=sys.stderr)
+    if outcome.code == EXIT_FAILED:
+        print(
+            f"\nrunning the same command again, or `runner resume {_shown(place.path)}`, tries them again",
+            file=sys.stderr,
+        )
         return EXIT_FAILED
-    print(f"\nall {len(jobs)} jobs are done")
+    _close(place, entries)
     return EXIT_DONE
 
 
-def _check_ahead(name: str, jobs: list[list[str]], composed: Composed, request: HydraArguments) -> list[dict[str, Any]]:
-    """Compose and check the jobs before the first one starts."""
-    refuse(composed.problems)
-    if len(jobs) > 16:
-        print(f"checking {min(len(jobs), CHECKED_AHEAD)} of {len(jobs)} jobs", flush=True)
-    configs, problems = [], []
-    for overrides in jobs[:CHECKED_AHEAD]:
-        try:
-            configs.append(finalize(compose(name, overrides, request.config_dir)))
-        except UserError as error:
-            problems += error.problems
-    refuse(list(dict.fromkeys(problems)))
-    return configs
+def _open(place: SweepDirectory, info: dict[str, Any], entries: Sequence[Entry], todo: Sequence[Entry]) -> None:
+    done = len(entries) - len(todo)
+    axes = " × ".join(f"{len(values)} {key.lstrip('+')}" for key, values in info["axes"].items())
+    counts = f"{len(entries)} jobs{f' ({axes})' if axes else ''}"
+    if done:
+        counts += f", {done} completed before, {len(todo)} to run"
+    print(f"sweep {info['id']}: {counts}\n  directory {_shown(place.path)}", flush=True)
 
 
-def _dry(jobs: list[list[str]], configs: list[dict[str, Any]]) -> int:
+def _close(place: SweepDirectory, entries: Sequence[Entry]) -> None:
+    print(f"\nall {len(entries)} jobs are done")
+    offline = [e for e in entries if any((place.directory(e) / "wandb").glob("offline-run-*"))]
+    if offline:
+        print(f"  W&B      runner sync {_shown(place.path)}")
+    print(f"  next     runner report {_shown(place.path)}")
+
+
+def _tell_needs(wanted: Sequence[Any]) -> None:
+    from runner.launching.needs import find
+
+    missing = [job for job in wanted if find(job.need) is None]
+    roles = ", ".join(
+        f"{sum(j.need.role == role for j in wanted)} {role}s" for role in dict.fromkeys(j.need.role for j in wanted)
+    )
+    print(f"  needed    {roles}: {f'{len(missing)} to train first' if missing else 'all are there'}")
+
+
+def _baseline_by_default(grid: Grid) -> str:
+    """In a comparison of methods, `baseline` is auto unless something was said; returns what to tell."""
+    if not grid.compares:
+        return ""
+    changed = 0
+    for point in grid.points:
+        if point.config["baseline"] is None and len(point.config["mixture"]["tasks"]) > 1:
+            point.config["baseline"] = "auto"
+            changed += 1
+    if not changed:
+        return ""
+    compared = ", ".join(key.lstrip("+") for key in grid.axes if key.lstrip("+").partition("@")[0] in COMPARISONS)
+    return (
+        f"  baseline  auto, because {compared} is compared: Δm needs single-task runs (baseline=none leaves them out)"
+    )
+
+
+def _common_launch(configs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The settings of the whole sweep, which the jobs must agree on.
+
+    Raises:
+        UserError: they do not, or a run's directory is pinned for all.
+    """
+    problems = []
+    for key in ("scheduler", "jobs", "gpus_per_job", "keep_going", "slurm"):
+        if any(config["launch"][key] != configs[0]["launch"][key] for config in configs):
+            problems.append(Problem(f"launch.{key} is about the whole sweep, so it cannot differ between its jobs"))
+    for key in ("output_dir", "sweep_dir"):
+        if any(config[key] != configs[0][key] for config in configs):
+            problems.append(Problem(f"{key} is about the whole sweep, so it cannot differ between its jobs"))
+    refuse(problems)
+    return dict(configs[0]["launch"])
+
+
+def _dry(grid: Grid) -> int:
     """Show the jobs of a sweep, and what the first one would run."""
     from runner.launching import front
 
-    print(f"{len(jobs)} jobs:")
-    for number, overrides in enumerate(jobs, 1):
-        shown = f" {signature(configs[number - 1])}" if number <= len(configs) else ""
-        print(f"  {number:>3}{shown}  {' '.join(overrides)}")
+    print(f"{len(grid.points)} jobs:")
+    for number, point in list(enumerate(grid.points))[:FIRST_LINES]:
+        print(f"  {number:>3} {signature(point.config)}  {' '.join(point.varied)}")
+    if len(grid.points) > FIRST_LINES:
+        print(f"  … {len(grid.points) - FIRST_LINES} more")
     print("\nthe first job:", flush=True)
-    return front.dry_run(configs[0])
+    return front.dry_run(grid.points[0].config)
 
 
-def _hydra_main(name: str, arguments: list[str], request: HydraArguments, job: Callable[[DictConfig], None]) -> None:
-    """Call `hydra.main` with a command line of our making, its errors raised instead of printed."""
-    folders = paths.roots(request.config_dir)
-    # Hydra searches config_path first: the user's own folder hides shipped options of the same name.
-    extra = ["--config-dir", str(folders[1])] if len(folders) > 1 else []
-    with _as_argv(["runner", *extra, *arguments]):
-        hydra.main(version_base="1.3", config_path=str(folders[0]), config_name=name)(job)()
+def _progress(total: int) -> Callable[[int], None]:
+    """Tell how far checking is, where it takes long enough to wonder."""
+    began = time.monotonic()
+    told = [began]
+
+    def tell(done: int) -> None:
+        if time.monotonic() - told[0] > 3.0 and done < total:
+            told[0] = time.monotonic()
+            print(f"checked {done} of {total} jobs", flush=True)
+
+    return tell
 
 
-@contextlib.contextmanager
-def _as_argv(argv: list[str]) -> Iterator[None]:
-    argv_before, full_before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    sys.argv, os.environ["HYDRA_FULL_ERROR"] = argv, "1"
-    try:
-        yield
-    finally:
-        sys.argv = argv_before
-        if full_before is None:
-            del os.environ["HYDRA_FULL_ERROR"]
-        else:
-            os.environ["HYDRA_FULL_ERROR"] = full_before
+def _varied(entry: Entry, info: dict[str, Any]) -> list[str]:
+    keys = tuple(f"{key.lstrip('+')}=" for key in info["axes"])
+    return [line for line in entry.overrides if line.lstrip("+").startswith(keys)] or entry.overrides
 
 
-def _tell(error: Exception) -> None:
-    """Say at once why a job failed; the summary at the end repeats the first line."""
-    if isinstance(error, UserError):
-        print_problems(error.problems)
-    elif os.environ.get("RUNNER_DEBUG") == "1":
-        traceback.print_exception(error)
-    else:
-        print(f"error: unexpected {_first_line(error)}\n  RUNNER_DEBUG=1 shows the traceback", file=sys.stderr)
+def _shown(path: Path) -> str:
+    from runner.tracking.table import shell_path
+
+    return shell_path(path)
 
 
-def _first_line(error: Exception) -> str:
-    if isinstance(error, UserError):
-        return error.problems[0].what
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+def _log(run: Path) -> str:
+    return _shown(next((run / name for name in ("train.log", "console.log") if (run / name).is_file()), run))

@@ -16,6 +16,8 @@ Overrides choose an option of a group (weighting=pcgrad) or set a key (optimizer
 
   --dry-run          print the resolved configuration, the model and its memory; run nothing
   -m, --multirun     one job for every combination of values: seed=0,1,2 weighting=equal,pcgrad
+                     in one directory under outputs/sweeps; the same command again, also with more
+                     values, runs what is not completed. launch.jobs=2: two at a time; launch=slurm
   --config-dir DIR   look for options in your own folder first (see `runner cp --help`)
   --cfg job          print the composed configuration; --resolve fills in interpolations
   --info, --hydra-help, --config-name NAME, --package P: as Hydra has them
@@ -23,7 +25,7 @@ Overrides choose an option of a group (weighting=pcgrad) or set a key (optimizer
 examples:
   runner train +experiment=demo
   runner train +experiment=demo weighting=pcgrad optimizer.lr=3e-4 seed=1
-  runner train -m +experiment=demo weighting=equal,uncertainty,pcgrad seed=0,1,2
+  runner train -m +experiment=demo weighting=equal,uncertainty,pcgrad seed=0,1,2 launch.jobs=2
 
 exit codes: 0 done, 1 the run failed, 2 the command is wrong, 75 stopped early and resumable
 """
@@ -45,8 +47,8 @@ def run(arguments: Sequence[str]) -> int:
         sweep.refuse(composed.problems)
         sweep.check_package(composed, request.flags)
         return sweep.hydra_answers(name, composed.overrides, request)
-    if request.multirun or composed.multirun:
-        return sweep.sweep(name, composed, request)
+    if request.multirun or composed.multirun or composed.config.launch.get("scheduler") == "slurm":
+        return sweep.sweep(composed, request, arguments)
     config = finalize(composed, data=not request.dry_run)  # a dry run says what is missing and goes on
     if request.dry_run:
         print_config(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from runner.cli.arguments import split_hydra
 from runner.errors import EXIT_DONE, EXIT_USER, Problem, UserError
@@ -33,8 +34,7 @@ def run(arguments: Sequence[str]) -> int:
     from runner.config import conformance
     from runner.config.compose import compose
     from runner.config.freeze import finalize
-    from runner.config.overrides import grid
-    from runner.config.signature import signature
+    from runner.config.grid import check, expand
 
     name = request.config_name or "train"
     if len(words) < len(arguments):
@@ -43,23 +43,20 @@ def run(arguments: Sequence[str]) -> int:
     if composed.problems:
         raise UserError(composed.problems)
     many = request.multirun or composed.multirun
-    jobs = grid(composed.overrides, composed.hydra.sweeper.get("params")) if many else [list(composed.overrides)]
-    problems: list[Problem] = []
-    for overrides in jobs:
-        try:
-            config = finalize(compose(name, overrides, request.config_dir))
-        except UserError as error:
-            problems += error.problems
-            continue
-        tasks = ", ".join(config["mixture"]["tasks"])
-        print(f"valid: {config['name']}, signature {signature(config)}, tasks {tasks}{_job(overrides, many)}")
-    if problems:
-        raise UserError(list(dict.fromkeys(problems)))
+    if not many:
+        print(_valid(finalize(compose(name, request.overrides, request.config_dir))))
+        return EXIT_DONE
+    grid = expand(composed)
+    check(grid, request.config_dir)
+    for point in grid.points:
+        print(f"{_valid(point.config)}   {' '.join(point.overrides)}")
     return EXIT_DONE
 
 
-def _job(overrides: list[str], many: bool) -> str:
-    return f"   {' '.join(overrides)}" if many else ""
+def _valid(config: dict[str, Any]) -> str:
+    from runner.config.signature import signature
+
+    return f"valid: {config['name']}, signature {signature(config)}, tasks {', '.join(config['mixture']['tasks'])}"
 
 
 def _all(results: dict[str, list[Problem]]) -> int:

@@ -7,10 +7,12 @@ group and option, their key. Those that cannot be right are set aside as problem
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
 from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
@@ -36,6 +38,9 @@ from runner.config.overrides import (
     sweep_problem,
 )
 from runner.errors import Problem, UserError, suggest
+
+ADDED = ("experiment", "sweep")
+"""Groups that `train.yaml` does not name: `experiment=x` means `+experiment=x`."""
 
 
 @dataclass
@@ -97,33 +102,78 @@ def compose(
     Raises:
         UserError: nothing could be composed. Mistakes in single overrides are returned in `problems`.
     """
+    with composer(config_name, config_dir) as compose_one:
+        return compose_one(list(overrides), multirun)
+
+
+@contextlib.contextmanager
+def composer(config_name: str, config_dir: str | None = None) -> Iterator[Callable[[list[str], bool], Composed]]:
+    """A `compose` for many calls over the same files: what two calls have in common is done once.
+
+    Raises:
+        UserError: there is no such primary config.
+    """
     folders = paths.roots(config_dir)
     if not any((folder / f"{config_name}.yaml").is_file() for folder in folders):
         names = {p.stem for folder in folders for p in folder.glob("*.yaml")}
         raise UserError(f"there is no config '{config_name}.yaml'", suggest(config_name, names))
     with loader(folders, config_name) as configs:
-        return _compose(configs, config_name, list(overrides), folders, multirun)
+        shared = _Shared(configs, config_name, folders)
+        yield lambda lines, multirun: _compose(shared, lines, multirun)
 
 
-def _compose(
-    configs: ConfigLoader, config_name: str, lines: list[str], folders: list[Path], multirun: bool
-) -> Composed:
+@dataclass
+class _Shared:
+    """What the calls of one `composer` share: the loader, and what was found out before."""
+
+    configs: ConfigLoader
+    name: str
+    folders: list[Path]
+    known: dict[tuple[Path, ...], list[str]] = field(default_factory=dict)
+    options: dict[tuple[str, tuple[Path, ...]], list[Problem]] = field(default_factory=dict)
+    loaded: dict[tuple[str, ...], DictConfig] = field(default_factory=dict)
+
+    def groups(self, folders: list[Path]) -> list[str]:
+        key = tuple(folders)
+        if key not in self.known:
+            self.known[key] = paths.groups(folders)
+        return self.known[key]
+
+    def option_problems(self, override: Override, folders: list[Path]) -> list[Problem]:
+        key = (str(override.input_line), tuple(folders))
+        if key not in self.options:
+            self.options[key] = option_problems(override, self.groups(folders), folders)
+        return self.options[key]
+
+    def load(self, lines: list[str], folders: list[Path], problems: list[Problem]) -> tuple[DictConfig, set[str]]:
+        key = tuple(lines)
+        if key not in self.loaded:
+            before = len(problems)
+            cfg, dropped = _load(self.configs, self.name, lines, folders, problems)
+            check_files(cfg, folders)
+            if dropped or len(problems) > before:
+                return cfg, dropped
+            self.loaded[key] = cfg
+        return copy.deepcopy(self.loaded[key]), set()
+
+
+def _compose(shared: _Shared, lines: list[str], multirun: bool) -> Composed:
     problems: list[Problem] = []
-    parsed = parse(lines, configs, problems)
-    folders = [*folders, *extra_folders(parsed)]
-    known = paths.groups(folders)
+    parsed = parse(lines, shared.configs, problems)
+    folders = [*shared.folders, *extra_folders(parsed)]
+    known = shared.groups(folders)
     group_lines, value_overrides, kept = [], [], []
     doubtful: set[str] = set()
     for override in parsed:
         line = str(override.input_line)
-        if override.key_or_group == "experiment" and not override.is_add() and not override.is_delete():
+        if override.key_or_group in ADDED and not override.is_add() and not override.is_delete():
             override = parse_one(f"+{line.lstrip('+')}")
             line = str(override.input_line)
         if override.is_sweep_override() and not multirun and not is_hydra(override):
             problems.append(sweep_problem(line))
             doubtful.add(_section(override))
             continue
-        found = option_problems(override, known, folders)
+        found = shared.option_problems(override, folders)
         if found:
             problems += found
             doubtful.add(_section(override))
@@ -133,7 +183,7 @@ def _compose(
         else:
             value_overrides.append((line, first_value(override)))
         kept.append(line)
-    cfg, dropped = _load(configs, config_name, [first for _, first in group_lines], folders, problems)
+    cfg, dropped = shared.load([first for _, first in group_lines], folders, problems)
     doubtful |= {_section(parse_one(line)) for line in dropped}
     kept = [line for line in kept if not any(line == whole and first in dropped for whole, first in group_lines)]
     for line, first in value_overrides:
@@ -143,7 +193,37 @@ def _compose(
     choices = {
         str(k): str(v) for k, v in hydra.runtime.choices.items() if v is not None and not str(k).startswith("hydra")
     }
-    return Composed(config_name, cfg, hydra, choices, kept, folders, problems, doubtful)
+    return Composed(shared.name, cfg, hydra, choices, kept, folders, problems, doubtful)
+
+
+def check_files(cfg: DictConfig, folders: Sequence[Path]) -> None:
+    """Refuse a chosen YAML that is a list or a single value: Hydra would leave it out without a word.
+
+    Raises:
+        UserError: naming the file.
+    """
+    for choice, option in cfg.hydra.runtime.choices.items():
+        group = str(choice).partition("@")[0]
+        for folder in folders[:-1] if option is not None else ():  # the last one is ours
+            path = folder / group / f"{option}.yaml"
+            if path.is_file():
+                _check_mapping(path)
+                break
+    for folder in folders[:-1]:
+        for name in ("train", "eval"):
+            if (folder / f"{name}.yaml").is_file():
+                _check_mapping(folder / f"{name}.yaml")
+
+
+def _check_mapping(path: Path) -> None:
+    with path.open(encoding="utf-8") as file:
+        root = yaml.compose(file, Loader=yaml.SafeLoader)
+    if root is not None and not isinstance(root, yaml.MappingNode):
+        kind = "a list" if isinstance(root, yaml.SequenceNode) else "a single value"
+        raise UserError(
+            f"{path} is {kind}: a configuration is made of keys",
+            "write 'key: value' lines, and the options it builds on below 'defaults:'",
+        )
 
 
 def _section(override: Override) -> str:

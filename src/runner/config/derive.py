@@ -11,7 +11,7 @@ from runner.config.compose import compose
 from runner.config.keys import signature as keys_of
 from runner.config.static import Report
 
-PLAIN = {"architecture": "hard_sharing", "weighting": "equal", "merge": "none"}
+PLAIN = {"architecture": "hard_sharing", "weighting": "equal", "wrapper": "none", "merge": "none"}
 """What a run on its own tasks only, with nothing of a multi-task method in it, has in these groups."""
 
 
@@ -28,7 +28,7 @@ def on_tasks(config: Mapping[str, Any], tasks: Sequence[str], name: str) -> dict
         name: of the run, for its folder.
     """
     derived = deepcopy(dict(config))
-    derived |= {"name": name, "tasks": list(tasks), "run_dir": None, "baseline": None}
+    derived |= {"name": name, "tasks": list(tasks), "run_dir": None, "baseline": None, "reference": None}
     known = config["mixture"]["tasks"]
     derived["mixture"]["tasks"] = {task: deepcopy(known[task]) for task in known if task in tasks}
     for section, plain in _plain_sections().items():

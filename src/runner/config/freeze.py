@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.config import plugins, schema, static
-from runner.config.compose import Composed, without_hydra
+from runner.config.compose import Composed, compose, without_hydra
+from runner.config.merging import check_places
 from runner.config.preflight import check_data, cross_check
 from runner.config.signature import affects_weights
 from runner.errors import UserError, suggest
@@ -39,10 +41,45 @@ def finalize(composed: Composed, *, data: bool = True) -> dict[str, Any]:
         cross_check(config, report)
     if not composed.problems and all(map(report.sound, ("mixture", "tasks", "data_root", "plugins"))):
         _complete(config, composed.choices)
+        complete_init(config, composed, report)
         if data:
             report.found += [("mixture", problem) for problem in check_data(config)]
     _raise(composed, report)
     return config
+
+
+def complete_init(config: dict[str, Any], composed: Composed, report: static.Report) -> None:
+    """`init` as it is frozen: an absolute path, or an experiment with its own frozen configuration."""
+    init = config.get("init")
+    if isinstance(init, str):
+        config["init"] = _absolute(init)
+        if not Path(config["init"]).exists():
+            hint = "a run, a folder or file of safetensors, or 'init={experiment: NAME}'"
+            report.add("init", f"init={init}: there is nothing", hint)
+    if not isinstance(init, Mapping):
+        return
+    static.check_section("init", {k: v for k, v in init.items() if k != "config"}, schema.InitConfig, report)
+    if init.get("config") is not None:
+        report.add("init.config", "'init.config' is filled in by runner", "name the experiment: init.experiment=NAME")
+    if not report.sound("init"):
+        return
+    lines = [f"+experiment={init['experiment']}", *init.get("overrides", [])]
+    if init["experiment"] == composed.choices.get("experiment"):
+        report.add("init.experiment", f"init.experiment={init['experiment']} is this experiment itself")
+        return
+    try:
+        own = str(composed.folders[0]) if len(composed.folders) > 1 else None
+        base = finalize(compose("train", lines, own), data=False)
+    except UserError as error:
+        for problem in error.problems:
+            report.add(
+                "init", f"init, experiment '{init['experiment']}': {problem.what}", problem.hint, see=problem.see
+            )
+        return
+    for key in ("launch", "tracking", "data_root", "output_dir", "plugins"):
+        base[key] = deepcopy(config[key])
+    base |= {"seed": config["seed"] if init.get("seed") is None else init["seed"], "run_dir": None, "baseline": None}
+    config["init"] = {**init, "config": base}
 
 
 def finalize_eval(composed: Composed) -> dict[str, Any]:
@@ -57,6 +94,21 @@ def finalize_eval(composed: Composed) -> dict[str, Any]:
     for key in ("run", "output_dir", "run_dir", "data_root"):
         if config.get(key):
             config[key] = _absolute(config[key])
+    return config
+
+
+def finalize_merge(composed: Composed) -> dict[str, Any]:
+    """Resolve, check and complete the configuration of `runner merge`; models are only looked for, not opened.
+
+    Raises:
+        UserError: with every problem that could be found without importing torch.
+    """
+    config, report = _examine(composed)
+    static.check_merge(config, report)
+    for name, value in schema.merge_defaults().items():
+        config.setdefault(name, value)
+    check_places(config, report)
+    _raise(composed, report)
     return config
 
 
@@ -96,7 +148,7 @@ def _complete(config: dict[str, Any], choices: Mapping[str, str]) -> None:
         config["mixture"]["tasks"] = {name: task for name, task in tasks.items() if name in config["tasks"]}
     if config.get("name") is None:
         config["name"] = choices.get("experiment") or choices.get("mixture") or "run"
-    for key in ("data_root", "output_dir", "run_dir"):
+    for key in ("data_root", "output_dir", "run_dir", "sweep_dir"):
         if config.get(key):
             config[key] = _absolute(config[key])
     if isinstance(config["baseline"], str) and config["baseline"] not in ("auto", "none"):

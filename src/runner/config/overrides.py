@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,27 +130,3 @@ def first_value(override: Override) -> str:
     if override.is_sweep_override() and override.is_discrete_sweep():
         return f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()))}"
     return str(override.input_line)
-
-
-def grid(overrides: Sequence[str], params: Any = None) -> list[list[str]]:
-    """The jobs of a basic sweep: the product of all values, in the order of Hydra's basic sweeper.
-
-    Args:
-        overrides: parsed before, with several values for some keys.
-        params: `hydra.sweeper.params` of the configuration; the command line's values win.
-    """
-    chosen: dict[str, list[str]] = {}
-    extra = [f"{k}={v}" for k, v in (params or {}).items()]
-    for line in [*extra, *overrides]:
-        override = parse_one(line)
-        if is_hydra(override):
-            continue
-        key = override.get_key_element()
-        if override.is_sweep_override() and override.is_discrete_sweep():
-            chosen[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
-        else:
-            chosen[key] = [line]
-    jobs: list[list[str]] = [[]]
-    for values in chosen.values():
-        jobs = [[*job, value] for job in jobs for value in values]
-    return jobs

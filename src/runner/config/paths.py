@@ -22,12 +22,16 @@ GROUPS = (
     "head",
     "adapter",
     "weighting",
+    "wrapper",
+    "finetune",
     "merge",
+    "merging",
     "optimizer",
     "scheduler",
     "trainer",
     "tracking",
     "launch",
+    "sweep",
 )
 """The config groups, in the order in which `runner ls` shows them."""
 

@@ -9,8 +9,9 @@ from runner.config.build import build
 from runner.config.keys import signature
 from runner.config.source import constant
 from runner.config.static import Report
+from runner.config.weighting_fit import batch_parts, log_losses, weighting_mode, wrapper_fit
 from runner.errors import Problem, UserError, suggest
-from runner.reporting.baselines import read_baseline
+from runner.reporting.given import read_baseline
 
 Config = Mapping[str, Any]
 
@@ -122,6 +123,27 @@ def run_name(config: Config, report: Report) -> None:
         report.add("name", what, "letters, digits, - and _; a / makes a folder in a folder")
 
 
+def fitted_heads(config: Config, report: Report) -> None:
+    """A probe of random features would freeze heads on noise; a tangent space needs a point worth expanding around."""
+    somewhere = config.get("init") is not None or config["backbone"].get("pretrained") is not None
+    finetune = config["finetune"]
+    for key, value in (("heads", finetune["heads"]), ("mode", finetune["mode"])):
+        if value in ("probe", "probe_train", "linearized") and not somewhere:
+            what = f"finetune.{key}={value} works on a trained backbone, and this one starts from scratch"
+            report.add(f"finetune.{key}", what, "give it a start: init=RUN, or backbone.pretrained=…")
+
+
+def merge_launch(config: Config, report: Report) -> None:
+    """What a merge in the launcher needs: two tasks or more on one shared backbone."""
+    if not config["merge"].get("_target_"):
+        return
+    if len(_chosen(config)) < 2:
+        report.add("merge", "a merge needs experts of two tasks or more", "merge=none trains a single task")
+    if not str(config["architecture"].get("_target_", "")).endswith(".HardSharing"):
+        what = "a merged model has one backbone and a head per task: it needs architecture=hard_sharing"
+        report.add("architecture", what, "leave architecture out, or set merge=none")
+
+
 def patience(config: Config, report: Report) -> None:
     """Early stopping counts evaluations, so there must be some on the way."""
     trainer = config["trainer"]
@@ -161,6 +183,20 @@ def given_baseline(config: Config, report: Report) -> None:
             report.add("baseline", problem.what, problem.hint)
 
 
+def one_data_set(config: Config, report: Report) -> None:
+    """MT-AdamW normalises the gradient of one data set."""
+    if config["optimizer"]["_target_"] != "runner.training.mt_adamw.mt_adamw":
+        return
+    sampler, sources = config["sampler"], config["mixture"].get("sources") or {}
+    hint = "choose a sampler that draws one: sampler=proportional"
+    if isinstance(sampler.get("draws"), int) and sampler["draws"] != 1:
+        what = f"optimizer=mt_adamw needs steps of one data set, but sampler.draws={sampler['draws']}"
+        report.add("sampler.draws", what, "sampler.draws=1")
+    elif sampler["_target_"] == "runner.mixtures.samplers.All" and len(sources) > 1:
+        what = f"optimizer=mt_adamw needs steps of one data set, but sampler=all draws all {len(sources)}"
+        report.add("sampler", what, hint, see="runner ls sampler")
+
+
 def _head_kind(path: str, head: Config, kind: str | None, report: Report) -> None:
     makes = constant(head["_target_"], "kind")
     if kind and makes and kind != makes:
@@ -189,8 +225,15 @@ CHECKS: tuple[tuple[tuple[str, ...], Callable[[Config, Report], None]], ...] = (
     (("trainer.patience", "trainer.eval_every"), patience),
     (("trainer.ema",), ema_decay),
     (("name",), run_name),
+    (("finetune", "backbone", "init"), fitted_heads),
+    (("merge", "mixture.tasks", "tasks", "architecture"), merge_launch),
     (("mixture.tasks", "architecture"), heads),
+    (("weighting", "architecture._target_", "trainer", "launch.num_processes"), weighting_mode),
+    (("weighting._target_", "trainer.log_losses"), log_losses),
+    (("weighting._target_", "trainer.batch_size", "trainer.accumulation", "launch.num_processes"), batch_parts),
     (("mixture.tasks", "tasks", "baseline", "trainer.final_split"), given_baseline),
+    (("wrapper._target_", "weighting", "trainer"), wrapper_fit),
+    (("optimizer._target_", "sampler", "mixture"), one_data_set),
 )
 """Each check with the keys it reads."""
 

@@ -7,7 +7,20 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-NOT_WEIGHTS = frozenset({"name", "run_dir", "launch", "tracking", "data_root", "output_dir", "plugins", "baseline"})
+NOT_WEIGHTS = frozenset(
+    {
+        "name",
+        "run_dir",
+        "launch",
+        "tracking",
+        "data_root",
+        "output_dir",
+        "plugins",
+        "baseline",
+        "sweep_dir",
+        "reference",
+    }
+)
 """Top-level keys that do not affect weights: names, places, processes, where numbers go."""
 
 NOT_WEIGHTS_TRAINER = frozenset(
@@ -30,6 +43,13 @@ def weights_part(config: Mapping[str, Any]) -> dict[str, Any]:
     kept = {k: v for k, v in config.items() if k not in NOT_WEIGHTS}
     if isinstance(kept.get("trainer"), Mapping):
         kept["trainer"] = {k: v for k, v in kept["trainer"].items() if k not in NOT_WEIGHTS_TRAINER}
+    if not (kept.get("merge") or {}).get("_target_"):
+        kept.pop("merging", None)  # read by merges only
+    elif isinstance(kept.get("merging"), Mapping):
+        kept["merging"] = {k: v for k, v in kept["merging"].items() if k != "diagnostics"}
+    init = kept.get("init")
+    if isinstance(init, Mapping) and isinstance(init.get("config"), Mapping):
+        kept["init"] = {"signature": signature(init["config"])}  # the weights it gives, whatever it is called
     return kept
 
 

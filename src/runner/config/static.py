@@ -180,6 +180,23 @@ def check_eval(config: Mapping[str, Any], report: Report) -> None:
         check_section("launch", config["launch"], schema.LaunchConfig, report)
 
 
+def check_merge(config: Mapping[str, Any], report: Report) -> None:
+    """Check the whole configuration of `runner merge`."""
+    plain = schema_keys(schema.MergeKeys)
+    report.known = {*plain, *(f"merge.{key}" for key in _target_keys(config.get("merge")))}
+    _unknown_top(config, ["merge", *plain], report)
+    check_keys("", {k: v for k, v in config.items() if k in plain}, plain, report)
+    check_component("merge", config.get("merge"), report)
+
+
+def _target_keys(section: Any) -> Iterable[str]:
+    target = section.get("_target_") if isinstance(section, Mapping) else None
+    if isinstance(target, str) and is_allowed(target):
+        with contextlib.suppress(UserError):  # an unknown target is reported where it stands
+            return signature(target)
+    return ()
+
+
 def _unknown_top(config: Mapping[str, Any], known: list[str], report: Report) -> None:
     for name in config:
         if name not in known:

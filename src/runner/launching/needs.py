@@ -50,6 +50,8 @@ class Need:
 
     def argv(self, argv: Sequence[str]) -> list[str]:
         """The command that would train it alone, made of the command of the run that needs it."""
+        if self.role == "base":
+            return ["train", f"+experiment={self.config['name']}", f"seed={self.config['seed']}"]
         changed = (*PLAIN, "baseline", "tasks", "name", "run_dir", "seed")
         kept = [a for a in argv if a.lstrip("+~").partition("=")[0].partition(".")[0] not in changed]
         plain = [f"{group}={option}" for group, option in PLAIN.items() if any(group in a for a in argv)]
@@ -61,7 +63,23 @@ class Need:
 
 def needs(config: Mapping[str, Any]) -> list[Need]:
     """What a frozen configuration of `runner train` needs, in the order in which it should be trained."""
-    return baselines(config)
+    return [*base(config), *experts(config), *baselines(config)]
+
+
+def base(config: Mapping[str, Any]) -> list[Need]:
+    """The run of the experiment that `init` starts from."""
+    init = config.get("init")
+    return [Need.of("base", init["config"])] if isinstance(init, Mapping) else []
+
+
+def experts(config: Mapping[str, Any]) -> list[Need]:
+    """One expert per task, tuned from the same start; none where nothing is merged."""
+    if not (config.get("merge") or {}).get("_target_"):
+        return []
+    return [
+        Need.of("expert", on_tasks(config, [task], f"{config['name']}/expert/{task}"))
+        for task in config["mixture"]["tasks"]
+    ]
 
 
 def baselines(config: Mapping[str, Any]) -> list[Need]:
@@ -178,12 +196,17 @@ def ensure(
     return paths, bad
 
 
+def lock_path(need: Need) -> Path:
+    """The file that is locked by whoever trains the need."""
+    return Path(need.config["output_dir"]) / ".needs" / f"{need.signature}.lock"
+
+
 @contextlib.contextmanager
 def _claim(need: Need, say: Callable[[str], None]) -> Iterator[None]:
     """Hold the need for this process; the lock goes with the process, however it ends."""
-    folder = Path(need.config["output_dir"]) / ".needs"
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / f"{need.signature}.lock", "w") as file:
+    path = lock_path(need)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -85,6 +85,26 @@ class Job:
             return "RUNNING" if self.running else "WAITING"
         return {EXIT_DONE: "COMPLETED", EXIT_STOPPED: "STOPPED"}.get(self.code, "FAILED")
 
+    def open(self) -> RunDirectory | None:
+        """Take the job's directory; None when there is nothing to start: it is done, or another front end has it.
+
+        Raises:
+            UserError: the directory holds another configuration, or cannot be written.
+        """
+        self._lock = hold(self.path / LOCK)
+        if self._lock is None:
+            self.elsewhere = True
+            return None
+        run = claim(self)
+        status = run.info()["status"]
+        ended = {"COMPLETED": EXIT_DONE, "FAILED": EXIT_FAILED, "STOPPED": EXIT_STOPPED}
+        if status == "COMPLETED" or (self.elsewhere and status in ended):  # the other front end has had its turn
+            self.skipped = True
+            self.end(ended[status], "" if status == "COMPLETED" else last_message(run))
+            return None
+        self.elsewhere = False
+        return run
+
     def stop(self) -> None:
         """Save and end, resumably; a job that waits is withdrawn."""
         self._end_by(signal.SIGTERM)
@@ -98,9 +118,10 @@ class Job:
             self._ranks.stopped = True
             self._ranks.send(number)
         elif self.code is None:
-            self._end(EXIT_STOPPED, "not started")
+            self.end(EXIT_STOPPED, "not started")
 
-    def _end(self, code: int, message: str = "") -> None:
+    def end(self, code: int, message: str = "") -> None:
+        """Nothing more will happen to it; its lock is given back."""
         self.code, self.message, self.ended_at = code, message, time.monotonic()
         self._ranks = None
         for file in (self._log, self._lock):
@@ -132,7 +153,10 @@ class Pool:
 
         A directory that holds the run already is gone on with, from its newest checkpoint.
         """
-        job = Job(config, path, argv, more)
+        return self.add(Job(config, path, argv, more))
+
+    def add(self, job: Job) -> Job:
+        """Hand over a job of the caller's own making."""
         self.jobs.append(job)
         self._open.append(job)
         return job
@@ -196,7 +220,7 @@ class Pool:
             try:
                 started = start(job, gpus, self.size)
             except (UserError, OSError) as error:
-                job._end(EXIT_FAILED, error.problems[0].what if isinstance(error, UserError) else str(error))
+                job.end(EXIT_FAILED, error.problems[0].what if isinstance(error, UserError) else str(error))
                 started = False
             if started:
                 busy += 1
@@ -208,43 +232,32 @@ class Pool:
         run = RunDirectory(job.path)
         code, words = settle(run, code, job._ranks.stopped)
         self._gpus.give_back(job.gpus)
-        job._end(code, "" if code == EXIT_DONE else words or last_message(run))
+        job.end(code, "" if code == EXIT_DONE else words or last_message(run))
 
 
 def start(job: Job, gpus: list[str], jobs: int) -> bool:
-    """Start a job's workers; False when there is nothing to start: it is done, or another front end has it.
+    """Start a job's workers; False when there is nothing to start.
 
     Raises:
         UserError: its directory holds another configuration, or cannot be written.
         OSError: the workers cannot be started.
     """
-    job._lock = hold(job.path)
-    if job._lock is None:
-        job.elsewhere = True
+    if job.open() is None:
         return False
-    run = claim(job)
-    status = run.info()["status"]
-    ended = {"COMPLETED": EXIT_DONE, "FAILED": EXIT_FAILED, "STOPPED": EXIT_STOPPED}
-    if status == "COMPLETED" or (job.elsewhere and status in ended):  # the other front end has had its turn
-        job.skipped = True
-        job._end(ended[status], "" if status == "COMPLETED" else last_message(run))
-        return False
-    job.elsewhere = False
     extra = thread_share(job.config, jobs) | ({"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {})
     job._log = open(job.path / LOG, "ab")  # noqa: SIM115 - open as long as the job runs
-    try:
-        job._ranks = Ranks(worker_command(job.path), environments(job.config, **extra), job._log)
-    except OSError:
-        job._lock.close()
-        raise
+    job._ranks = Ranks(worker_command(job.path), environments(job.config, **extra), job._log)
     job.gpus, job.started = gpus, time.monotonic()
     return True
 
 
 def hold(path: Path) -> IO[str] | None:
-    """The front end's lock on a job's directory, which is made if need be; None where another process holds it."""
-    path.mkdir(parents=True, exist_ok=True)
-    file = open(path / LOCK, "a")  # noqa: SIM115 - open as long as it is held
+    """A lock on a file, which is made if need be with its folder; None where another process holds it.
+
+    It goes with this process, however it ends.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, "a")  # noqa: SIM115 - open as long as it is held
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return file
@@ -280,8 +293,9 @@ def refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any], path: Path) -
 
 def last_message(run: RunDirectory) -> str:
     """Why a run's newest attempt ended, one line; "" where nothing was recorded."""
-    attempts = run.info().get("attempts") or []
-    message = str(attempts[-1].get("message", "")) if attempts else ""
+    info = run.info()
+    attempts = info.get("attempts") or []
+    message = str(info.get("message") or (attempts[-1].get("message", "") if attempts else ""))
     if not message:
         with contextlib.suppress(OSError):
             with open(run.path / LOG, "rb") as log:

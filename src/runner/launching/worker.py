@@ -53,6 +53,10 @@ def main(argv: list[str]) -> int:
             from runner.training.verbs import evaluate_run
 
             return evaluate_run(run)
+        if (run.config().get("merge") or {}).get("_target_"):
+            from runner.merging.launched import merge_run
+
+            return merge_run(run, flag)
         from runner.training.loop import train
 
         return train(run, flag)

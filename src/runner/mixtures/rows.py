@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from runner.errors import UserError, suggest
 from runner.mixtures.sources import IMAGES, Source, check_splits, local_files
@@ -68,17 +70,49 @@ class Opened:
     source: Source
     files: dict[str, list[Path]]
     rows: dict[str, Rows] = field(default_factory=dict)
+    kept: dict[str, Rows] = field(default_factory=dict)
 
     def split(self, split: str) -> Rows:
-        """The rows of one of the source's splits."""
+        """The rows of one of the source's splits, without those that `only` leaves out."""
         if split not in self.rows:
             self.rows[split] = _read(self.name, split, self.files[split])
-        return self.rows[split]
+        if split not in self.kept:
+            self.kept[split] = only(self.rows[split], self.source.only or {})
+        return self.kept[split]
 
     @property
     def splits(self) -> list[str]:
         """The source's names of its splits."""
         return list(self.files or self.rows)
+
+
+def only(rows: Rows, wanted: Mapping[str, Sequence[Any]]) -> Rows:
+    """The rows whose columns have one of the wanted values.
+
+    Raises:
+        UserError: a column that is not there, a value that no row has, or no row with all of them.
+    """
+    if not wanted:
+        return rows
+    import pyarrow as pa
+    from pyarrow import compute
+
+    mask = pa.chunked_array([pa.array(np.ones(len(rows), dtype=bool))])
+    for column, values in wanted.items():
+        found = rows.column(column)
+        there = set(found.unique().to_pylist())
+        if missing := [value for value in values if value not in there]:
+            raise UserError(
+                f"data set '{rows.name}': no row of '{rows.split}' has {missing[0]!r} in column '{column}' "
+                f"(mixture.sources.{rows.name}.only.{column})",
+                suggest(str(missing[0]), map(str, there)),
+            )
+        mask = compute.and_(mask, compute.is_in(found, value_set=pa.array(list(values), type=found.type)))
+    numbers = np.flatnonzero(mask.to_numpy())
+    if not len(numbers):
+        raise UserError(f"data set '{rows.name}': 'mixture.sources.{rows.name}.only' leaves no row of '{rows.split}'")
+    mapped = rows.mapped.select(numbers) if rows.mapped is not None else None
+    return Rows(rows.name, rows.split, rows.table.take(numbers), rows.folder, mapped)
 
 
 def open_source(source: Source, name: str, data_root: str, test: float | int | None) -> Opened:

@@ -36,6 +36,10 @@ class Sampler(ABC):
     def draw(self, step: int, seed: int) -> list[str]:
         """The data sets of optimizer step `step` (from 0); one that stands there twice gives two groups."""
 
+    def shares(self) -> dict[str, float]:
+        """Data set → how often a step draws it, on average."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how often it draws each data set")
+
     def steps_per_epoch(self, batch_size: int) -> int:
         """Steps after which as many examples were drawn as all data sets have together."""
         return math.ceil(sum(self.sizes.values()) / (batch_size * len(self.draw(0, 0))))
@@ -49,6 +53,9 @@ class All(Sampler):
 
     def draw(self, step: int, seed: int) -> list[str]:
         return list(self.sizes)
+
+    def shares(self) -> dict[str, float]:
+        return dict.fromkeys(self.sizes, 1.0)
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Steps for one pass over the largest data set; smaller ones start over."""
@@ -73,6 +80,9 @@ class _Weighted(Sampler):
         names = list(self.sizes)
         picked = rng.choice(len(names), size=self.draws, p=list(self.probabilities.values()))
         return [names[i] for i in picked]
+
+    def shares(self) -> dict[str, float]:
+        return {name: p * self.draws for name, p in self.probabilities.items()}
 
 
 class Proportional(_Weighted):
@@ -115,3 +125,6 @@ class RoundRobin(Sampler):
     def draw(self, step: int, seed: int) -> list[str]:
         names = list(self.sizes)
         return [names[(step * self.draws + i) % len(names)] for i in range(self.draws)]
+
+    def shares(self) -> dict[str, float]:
+        return dict.fromkeys(self.sizes, self.draws / len(self.sizes))

@@ -44,6 +44,7 @@ class Source:
             another split has taken it ({test: validation} leaves nothing for validation, which is then carved).
         validation, test: carved from train where the source has no such split: a share (0.1) or a number (500).
             None takes the mixture's value.
+        only: column → values: rows with other values are left out, as if the source did not have them.
     """
 
     labels: dict[str, Any]
@@ -55,6 +56,7 @@ class Source:
     splits: dict[str, str | None] = field(default_factory=dict)
     validation: NonNegativeFloat | None = None
     test: NonNegativeFloat | None = None
+    only: dict[str, list[Any]] | None = None
 
     def split_name(self, split: Split) -> str | None:
         """What the source calls a split; None where it says that it has none."""

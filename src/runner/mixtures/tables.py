@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 import numpy as np
 
-from runner.config.kinds import NonNegativeFloat, NonNegativeInt
-from runner.errors import Problem, UserError
+from runner.config.kinds import Fraction, NonNegativeFloat, NonNegativeInt
+from runner.errors import Problem, UserError, suggest
 from runner.mixtures.base import Dataset, Example, Split
 from runner.mixtures.from_sources import FromSources
-from runner.mixtures.labels import targets_at
+from runner.mixtures.labels import MISSING_INT, targets_at
 from runner.mixtures.rows import Rows
 from runner.specs import InputSpec
 
@@ -48,6 +49,8 @@ class Table(FromSources):
         numeric, categorical: columns to read; a column that holds a label may not be among them.
         log: numeric columns replaced by sign(x)·log(1 + |x|) first: for amounts, most of which are small.
         unknown: texts that mean "missing" in categorical columns, such as "?".
+        label_noise: task → share of its training rows whose labels are shuffled among them: noise that keeps how
+            frequent each label is. `split_seed` decides which.
         validation, test, split_seed: see `FromSources`.
     """
 
@@ -63,6 +66,7 @@ class Table(FromSources):
         categorical: list[str],
         log: list[str] | None = None,
         unknown: list[str] | None = None,
+        label_noise: dict[str, Fraction] | None = None,
         validation: NonNegativeFloat = 0.1,
         test: NonNegativeFloat | None = None,
         split_seed: NonNegativeInt = 0,
@@ -72,7 +76,11 @@ class Table(FromSources):
         )
         self.numeric, self.categorical = list(numeric), list(categorical)
         self.log, self.unknown = set(log or []), set(unknown or [])
+        self.label_noise = dict(label_noise or {})
         self._encoding: Encoding | None = None
+        offered = {task for source in self.sources.values() for task in source.labels}
+        for task in sorted(set(self.label_noise) - offered):  # of a task that this run leaves out, it is no mistake
+            self._problems.append(Problem(f"unknown task 'mixture.label_noise.{task}'", suggest(task, offered)))
         if not self.numeric and not self.categorical:
             self._problems.append(Problem("'mixture.numeric' and 'mixture.categorical' are both empty"))
         for column in sorted(self.log - set(self.numeric)):
@@ -121,8 +129,20 @@ class Table(FromSources):
             numbers=chosen,
             numeric=np.nan_to_num(numbers_NF, nan=0.0).astype(np.float32) if self.numeric else None,
             categorical=np.stack(codes, axis=1) if codes else None,
-            targets=self.targets(name, rows),
+            targets=self._targets(name, rows, chosen if split == "train" else None),
         )
+
+    def _targets(self, name: str, rows: Rows, training: np.ndarray | None) -> dict[str, np.ndarray]:
+        """Targets of all rows, those of some `training` rows shuffled where `label_noise` says so."""
+        targets = self.targets(name, rows)
+        for task, share in self.label_noise.items() if training is not None else ():
+            if task in targets:
+                rng = np.random.default_rng([self._split_seed, crc32(f"{name}/{task}".encode())])
+                there = training[[bool(np.all(~_missing(v))) for v in targets[task][training]]]
+                picked = rng.permutation(there)[: round(share * len(there))]
+                targets[task] = targets[task].copy()
+                targets[task][picked] = targets[task][rng.permutation(picked)]
+        return targets
 
     def _numbers(self, rows: Rows) -> np.ndarray:
         """(N, F) float64 with NaN for missing values."""
@@ -165,6 +185,10 @@ class TableSet:
         row = int(self.numbers[index])
         inputs = {key: values[row] for key, values in self._inputs.items()}
         return Example(inputs, targets_at(self._targets, row), f"{self.name}/{self.split}/{row}")
+
+
+def _missing(values: np.ndarray) -> np.ndarray:
+    return np.isnan(values) if values.dtype.kind == "f" else values == MISSING_INT
 
 
 def _floats(rows: Rows, column: str) -> np.ndarray:

@@ -1,99 +1,211 @@
-"""Numbers that Δm is measured against: read from a mapping, a file, a run or a folder of runs."""
+"""Which numbers are the zero of Δm: given ones, those a run recorded, or single-task runs under the same settings.
+
+All runs of one setting, and all settings that share a baseline, are measured against the same zero: the mean over the
+seeds of the baseline. So ± is the spread of the method; the baseline's own spread is stated beside it.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import yaml
 
 from runner.errors import UserError
+from runner.reporting.read import Run, Values, as_values, load, read_run
+from runner.reporting.settings import BASELINE_FREE, Setting, deciding, digest, without
+from runner.reporting.significance import spread
 
-Numbers = dict[str, dict[str, float]]
-"""Task → metric → value."""
+GIVEN = "given"
+"""Stands for the seed of numbers that have none."""
 
 
-def read_baseline(given: str | Mapping[str, Any], tasks: Sequence[str], split: str) -> Numbers:
-    """The baseline that `baseline=` names, for the tasks of a run.
+@dataclass
+class Baseline:
+    """Values per task, metric and seed.
 
-    Args:
-        given: task → metric → value; or a path to a JSON or YAML file of it, to a result.json, to a run, or to a folder
-            of runs. Where several runs have a task (seeds), the mean over them is taken.
-        tasks: the run's tasks; others are left out.
-        split: "test" or "validation", which of a run's numbers count.
-
-    Raises:
-        UserError: what cannot be found or read, or a task without numbers.
+    Attributes:
+        words: what it is, for captions. label: for the row.
+        samples: task → metric → seed → value. runs: those that gave them, where they are known.
+        config: of one of the runs, for the row's cells.
     """
-    if isinstance(given, Mapping):
-        numbers, where = _numbers([given], "baseline"), "baseline"
-    else:
-        path = Path(given)
-        numbers, where = _numbers(_from_path(path, split), str(path)), str(path)
-    missing = [task for task in tasks if task not in numbers]
-    if missing:
-        raise UserError(
-            f"{where} has no baseline for {', '.join(missing)}",
-            f"it has {', '.join(numbers) or 'no task at all'}",
-        )
-    return {task: numbers[task] for task in tasks}
+
+    words: str
+    label: str = "single-task"
+    samples: dict[str, dict[str, dict[int | str, float]]] = field(default_factory=dict)
+    runs: list[Run] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, values: Values, seed: int | str, tasks: Iterable[str] | None = None) -> None:
+        """Take in the metrics of one seed, of some tasks."""
+        for task in values if tasks is None else tasks:
+            for metric, value in values.get(task, {}).items():
+                self.samples.setdefault(task, {}).setdefault(metric, {})[seed] = value
+
+    def mean(self, tasks: Iterable[str]) -> Values:
+        """The zero of Δm."""
+        return {
+            task: {metric: spread(seeds).mean for metric, seeds in self.samples.get(task, {}).items()} for task in tasks
+        }
+
+    def of_seed(self, seed: int | str, tasks: Iterable[str]) -> Values:
+        """The baseline itself as results of one seed, NaN where that seed is missing."""
+        return {
+            task: {metric: seeds.get(seed, math.nan) for metric, seeds in self.samples.get(task, {}).items()}
+            for task in tasks
+        }
+
+    def seeds(self) -> list[int | str]:
+        """Every seed that a value has, in order."""
+        found = {seed for metrics in self.samples.values() for values in metrics.values() for seed in values}
+        return sorted(found, key=lambda seed: str(seed).zfill(12))
+
+    def covers(self, tasks: Iterable[str]) -> bool:
+        """Whether every task has a value."""
+        return all(self.samples.get(task) for task in tasks)
 
 
-def _from_path(path: Path, split: str) -> list[Mapping[str, Any]]:
-    """Every task → metric → value that lies at a path."""
-    if path.is_dir():
-        results = [path / "result.json"] if (path / "result.json").is_file() else sorted(path.rglob("result.json"))
-        if not results:
-            raise UserError(f"baseline: there is no result.json in or below {path}", "name a COMPLETED run", "")
-        return [_of_result(_load(result), split, result) for result in results]
-    if not path.is_file():
-        raise UserError(
-            f"baseline: there is no {path}",
-            "auto, none, a run's folder, or a file of numbers: {task: {metric: value}}",
-        )
-    value = _load(path)
-    return [_of_result(value, split, path) if "tasks" in value and "split" in value else value]
+def base_key(config: Mapping[str, Any]) -> str:
+    """Settings that share this, and `agree` in the rest, share their baseline.
+
+    A run of fewer tasks holds the configuration of fewer tasks, and selects by one that it has.
+    """
+    kept = without(deciding(config), BASELINE_FREE)
+    for section, key in (("mixture", "tasks"), ("trainer", "select")):
+        if isinstance(kept.get(section), Mapping):
+            kept[section] = without(kept[section], (key,))
+    return digest(kept)
 
 
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        value = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"baseline: {path} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"baseline: {path} is not a mapping of tasks", "write {task: {metric: value}}")
-    return value
-
-
-def _of_result(result: Mapping[str, Any], split: str, path: Path) -> Mapping[str, Any]:
-    """The numbers of one split of a result.json."""
-    if result.get("split") == split:
-        return result["tasks"]
-    if split == "validation" and result.get("validation"):
-        return result["validation"]
-    raise UserError(
-        f"baseline: {path} holds numbers of the {result.get('split')} split, this run ends with {split}",
-        f"set trainer.final_split={result.get('split')}, or name a baseline that was evaluated on {split}",
+def agree(config: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether the tasks and the keys of the architecture (its heads) that both configurations have are alike."""
+    mine, theirs = ((c.get("mixture") or {}).get("tasks") or {} for c in (config, other))
+    heads, others = (without(c.get("architecture") or {}, ("_target_",)) for c in (config, other))
+    return all(mine[task] == theirs[task] for task in mine if task in theirs) and all(
+        heads[key] == others[key] for key in heads if key in others
     )
 
 
-def _numbers(sources: Iterable[Mapping[str, Any]], where: str) -> Numbers:
-    """One mapping of several: the mean where a task's metric stands in more than one."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for source in sources:
-        for task, metrics in source.items():
-            if not isinstance(metrics, Mapping):
-                raise UserError(
-                    f"{where}: '{task}' must be a mapping of metrics, not {metrics!r}", "write {task: {metric: value}}"
-                )
-            for metric, value in metrics.items():
-                if value is None:
-                    continue
-                if isinstance(value, bool) or not isinstance(value, int | float):
-                    raise UserError(f"{where}: '{task}.{metric}' must be a number, not {value!r}")
-                found.setdefault(str(task), {}).setdefault(str(metric), []).append(float(value))
-    return {task: {m: fmean(values) for m, values in metrics.items()} for task, metrics in found.items()}
+def needed_runs(runs: Sequence[Run]) -> list[Run]:
+    """Runs outside the given paths that given ones name as their baselines or experts, where they can be found."""
+    known = {run.signature for run in runs}
+    found: dict[str, Run] = {}
+    for run in runs:
+        for need in run.needs:
+            name, signature = need.get("path"), str(need.get("signature"))
+            if signature in known or signature in found or not isinstance(name, str):
+                continue
+            for place in (Path(name), run.path / name):
+                if (place / "run.json").is_file():
+                    other = read_run(place)
+                    other.given = False
+                    if other.state == "completed":
+                        found[signature] = other
+                    break
+    return list(found.values())
+
+
+def given_baseline(word: str, split: str | None) -> Baseline:
+    """The baseline that `--baseline DIR|FILE` names.
+
+    A file holds task → metric → value, as JSON or YAML; a `result.json` will do. A folder holds runs; those of one task
+    give that task, others all of theirs.
+
+    Raises:
+        UserError: nothing there that could be a baseline.
+    """
+    path = Path(word).expanduser()
+    if not path.exists():
+        raise UserError(f"--baseline: there is no file or folder '{word}'", "give runs, or a file with numbers")
+    if path.is_file():
+        try:
+            text = path.read_text(encoding="utf-8")
+            content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise UserError(f"--baseline: '{word}' cannot be read: {' '.join(str(error).split())}") from error
+        values = as_values(content.get("tasks", content) if isinstance(content, dict) else None)
+        if not values:
+            raise UserError(
+                f"--baseline: '{word}' holds no numbers", "write them as task: {metric: value}, in YAML or JSON"
+            )
+        baseline = Baseline(f"the numbers in {path.name}", path.stem)
+        baseline.add(values, GIVEN)
+        return baseline
+    runs = [run for run in load([path]).runs if run.state == "completed"]
+    if not runs:
+        raise UserError(f"--baseline: no run in '{word}' is completed", "", f"runner status {word}")
+    fewest = min(len(run.values(split)) for run in runs)
+    runs = [run for run in runs if len(run.values(split)) == fewest]  # single-task runs where there are any
+    settings = {base_key(run.config) if fewest == 1 else digest(deciding(run.config)) for run in runs}
+    if len(settings) > 1:
+        raise UserError(
+            f"--baseline: '{word}' holds runs of {len(settings)} settings", "give a folder with runs of one setting"
+        )
+    baseline = Baseline(f"the runs in {path}", "baseline", runs=runs, config=runs[0].config)
+    for run in runs:
+        baseline.add(run.values(split), run.seed if run.seed is not None else GIVEN)
+    return baseline
+
+
+class Pool:
+    """The baselines of one group of comparable runs.
+
+    Args:
+        single: completed single-task runs. settings: all rows, of which those with the same baseline share their
+            recorded numbers. tasks: of the rows. split: which results count; None is each run's own.
+    """
+
+    def __init__(
+        self, single: Sequence[Run], settings: Sequence[Setting], tasks: Sequence[str], split: str | None
+    ) -> None:
+        self.tasks, self.split = tasks, split
+        self.loose: list[str] = []
+        self._single: dict[str, list[Run]] = {}
+        for run in sorted(single, key=lambda run: str(run.info.get("created", ""))):
+            self._single.setdefault(base_key(run.config), []).append(run)
+        self._settings: dict[str, list[Setting]] = {}
+        for setting in settings:
+            self._settings.setdefault(base_key(setting.config), []).append(setting)
+
+    def find(self, setting: Setting) -> Baseline | None:
+        """The baseline of a setting; None where a task has no number."""
+        key = base_key(setting.config)
+        single = [run for run in self._single.get(key, []) if agree(setting.config, run.config)]
+        own = next((_given(run) for run in setting.runs.values()), "")
+        recorded = [
+            run
+            for other in self._settings.get(key, [])
+            if agree(setting.config, other.config)
+            for run in other.runs.values()
+            if self._has_recorded(run) and _given(run) == own
+        ]
+        if not single and not recorded and len(self._single) == 1:  # better said than left out
+            single = next(iter(self._single.values()))
+            self.loose.append(setting.label)
+        baseline = Baseline(own or "single-task runs", "baseline" if own else "single-task")
+        for run in () if own else single:  # numbers that were given are not those of runs
+            values = run.values(self.split)
+            if set(values) <= set(self.tasks):
+                baseline.add(values, run.seed if run.seed is not None else GIVEN)
+                baseline.runs.append(run)
+                baseline.config = run.config
+        for run in recorded:
+            seed = GIVEN if own or run.seed is None else run.seed
+            baseline.add(as_values(run.result["baseline"]), seed, self.tasks)
+            baseline.config = baseline.config or run.config
+        return baseline if baseline.covers(self.tasks) else None
+
+    def _has_recorded(self, run: Run) -> bool:
+        return self.split in (None, run.result.get("split")) and bool(as_values(run.result.get("baseline")))
+
+
+def _given(run: Run) -> str:
+    """What a run was given as its baseline, in words; empty for single-task runs under its own settings."""
+    asked = run.config.get("baseline")
+    if isinstance(asked, Mapping):
+        return "the numbers in the configuration"
+    return f"the baseline of {asked}" if isinstance(asked, str) and asked not in ("auto", "none") else ""

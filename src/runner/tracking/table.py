@@ -102,6 +102,16 @@ def delta_lines(result: Mapping[str, Any], ascii_only: bool = False) -> list[str
     return ["   ".join(parts)]
 
 
+def reference_lines(result: Mapping[str, Any]) -> list[str]:
+    """`published   depth abs_err 0.375   …`: what the configuration quotes to compare with."""
+    given = result.get("reference") or {}
+    parts = [
+        f"{task} " + " ".join(f"{metric} {number(value)}" for metric, value in metrics.items())
+        for task, metrics in given.items()
+    ]
+    return ["   ".join(["published", *parts])] if parts else []
+
+
 def summary_line(result: Mapping[str, Any]) -> str:
     """`completed   200 steps   in 0:41   39.2 examples/s   peak 812 MB   1.2 M parameters` from what `result` has."""
     parts = [str(result["status"]).lower()] if result.get("status") else []

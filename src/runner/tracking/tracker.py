@@ -10,9 +10,9 @@ from typing import Any, Protocol
 from runner.config.schema import section_defaults
 from runner.errors import EXIT_DONE, EXIT_STOPPED
 from runner.tracking.console import make_console
-from runner.tracking.jsonl import MetricsFile
+from runner.tracking.jsonl import MetricsFile, read_metrics
 from runner.tracking.panels import Panel, write_panels
-from runner.tracking.table import delta_lines, result_table, shell_path, summary_line
+from runner.tracking.table import delta_lines, reference_lines, result_table, shell_path, summary_line
 from runner.tracking.wandb_sink import WandbSink
 
 log = logging.getLogger("runner")
@@ -70,7 +70,8 @@ class Tracker:
             config=config,
             notice=self.notice,
         )
-        self._has_panels = False
+        self._has_panels = self._has_plots = False
+        self._plots = settings["plots"]
         self._closed = False
 
     def scalars(self, step: int, split: str, values: Mapping[str, Mapping[str, float]]) -> None:
@@ -120,6 +121,21 @@ class Tracker:
         self._has_panels = True
         self._wandb.panels(step, split, panels, written)
 
+    def plots(self) -> None:
+        """Draw curves and maps of the whole run under `plots/` and hand them to W&B, if `tracking.plots`."""
+        if not self._plots:
+            return
+        try:
+            from runner.tracking.plots import write_plots  # matplotlib is needed here only
+
+            written = write_plots(self.run_dir / "plots", read_metrics(self.run_dir / "metrics.jsonl"))
+        except Exception as error:  # whatever it is, a picture is not worth a run
+            log.warning("no plots", exc_info=error)
+            self.notice(f"the plots cannot be drawn ({type(error).__name__}: {error}); metrics.jsonl has the numbers")
+            return
+        self._has_plots = bool(written)
+        self._wandb.plots(written)
+
     def message(self, text: str) -> None:
         """Say something to the person who watches; it goes to the run's log too."""
         log.info("%s", text)
@@ -150,7 +166,7 @@ class Tracker:
                 ascii_only=self._console.ascii_only,
             )
         )
-        for line in delta_lines(result, self._console.ascii_only):
+        for line in [*reference_lines(result), *delta_lines(result, self._console.ascii_only)]:
             self._console.text(line)
         self._console.text(summary_line(result))
         self._wandb.summary(result)
@@ -180,6 +196,8 @@ class Tracker:
             lines[0] = ("result", shell_path(self.run_dir / "result.json"))
             if self._has_panels:
                 lines.append(("panels", shell_path(self.run_dir / "panels")))
+            if self._has_plots:
+                lines.append(("plots", shell_path(self.run_dir / "plots")))
         if synced:
             lines.append(("W&B", synced))
         if exit_code == EXIT_STOPPED:

@@ -93,7 +93,7 @@ class WandbSink:
             config=dict(config),
         )
         try:
-            if mode == "online" and not _has_key():
+            if mode == "online" and not has_key():
                 notice("W&B has no API key here: recording offline (`wandb login`, or set WANDB_API_KEY)")
                 mode = "offline"
             if mode == "online":
@@ -143,6 +143,14 @@ class WandbSink:
                 columns=["example", "input", "task", "target", "prediction"], data=[list(row) for row in rows]
             )
         self._log(step, media)
+
+    @never_fatal
+    def plots(self, paths: Sequence[Path]) -> None:
+        """Pictures of the whole run, as `plots/<name>`, beside the last row."""
+        import wandb
+
+        if paths:
+            self._log(self._step, {f"plots/{path.stem}": wandb.Image(str(path)) for path in paths})
 
     @never_fatal
     def summary(self, result: Mapping[str, Any]) -> None:
@@ -202,7 +210,7 @@ def _init(**arguments: Any) -> Any:
     )
 
 
-def _has_key() -> bool:
+def has_key() -> bool:
     """Whether W&B finds credentials; never prompts, never uses the network."""
     import wandb
 

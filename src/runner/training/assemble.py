@@ -12,13 +12,15 @@ import torch
 from torch import nn
 
 from runner.backbones.base import Backbone
+from runner.backbones.tangent import Tangent
 from runner.config import plugins
 from runner.config.build import build
 from runner.errors import UserError
 from runner.mixtures.base import Mixture
 from runner.specs import InputSpec
 from runner.tasks.base import Task
-from runner.types import Group
+from runner.types import Group, everything
+from runner.weighting.base import Weighting
 from runner.weighting.reach import Reach, find_reach
 
 
@@ -63,7 +65,23 @@ def assemble(config: Mapping[str, Any], data_root: str | None = None, must_have_
     # Seeded again: what the mixture drew while it opened its data must not move the initial weights.
     seed_everything(config["seed"])
     model = build(config["architecture"], make_backbone, tasks, where="architecture")
+    finish_model(model, config)
     return Parts(dict(config), mixture, inputs, tasks, model)
+
+
+def finish_model(model: nn.Module, config: Mapping[str, Any]) -> None:
+    """What comes on top of an architecture: the adapter in its backbones, their tangent space, frozen heads."""
+    adapter = build(config.get("adapter"), where="adapter")
+    for backbone in model.all_backbones() if adapter is not None else ():  # type: ignore[operator]
+        adapter.adapt(backbone)
+    finetune = config.get("finetune") or {}
+    if finetune.get("mode") == "linearized":
+        for parent in [m for m in model.modules() if not isinstance(m, Backbone)]:
+            for name, child in list(parent.named_children()):
+                if isinstance(child, Backbone):
+                    setattr(parent, name, Tangent(child))
+    if finetune.get("heads") == "probe":
+        model.heads.requires_grad_(False)  # type: ignore[union-attr,operator]
 
 
 def seed_everything(seed: int) -> None:
@@ -98,6 +116,16 @@ def has_batchnorm(model: nn.Module) -> bool:
     return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in model.modules())
 
 
+def counted_as_shared(parts: Parts, weighting: Weighting) -> Reach:
+    """`probe_reach`, with the shared parameters that `weighting.shared` names.
+
+    Raises:
+        UserError: a pattern matches no shared parameter.
+    """
+    names = [name for name, p in parts.model.named_parameters() if p.requires_grad]
+    return probe_reach(parts).restrict(names, weighting.shared_patterns)
+
+
 def probe_reach(parts: Parts) -> Reach:
     """Which parameters each task's loss reaches: one forward pass in evaluation mode on a made-up example.
 
@@ -109,4 +137,4 @@ def probe_reach(parts: Parts) -> Reach:
     with torch.random.fork_rng(), torch.enable_grad():
         predictions = parts.model(probe_group(parts.inputs).to(device), list(parts.tasks))
     parts.model.train(was_training)
-    return find_reach({task: [predictions[task]] for task in parts.tasks}, trainable(parts.model))
+    return find_reach({task: everything(predictions[task]) for task in parts.tasks}, trainable(parts.model))

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
@@ -25,17 +23,21 @@ from runner.launching.rundir import RunDirectory
 from runner.launching.signals import StopFlag
 from runner.mixtures.stream import Stream, steps_per_epoch
 from runner.tracking import Tracker
-from runner.training.assemble import Parts, assemble, has_batchnorm, probe_reach, trainable
+from runner.training.assemble import Parts, assemble, counted_as_shared, has_batchnorm, trainable
 from runner.training.averages import Averages
 from runner.training.checkpoints import Checkpoints, load_weights, rng_state, set_rng_state
 from runner.training.evaluate import evaluate
 from runner.training.forward import Forward
+from runner.training.look_ahead import LookAhead, label_counts
+from runner.training.mt_adamw import MTAdamW
 from runner.training.nonfinite import NonFinitePolicy, report_nonfinite
 from runner.training.processes import Processes
 from runner.training.result import write_result
 from runner.training.second_forward import second_losses
 from runner.training.selection import Selection
-from runner.types import Batch
+from runner.training.start import start
+from runner.training.wrappers.base import Surroundings, Wrapper
+from runner.weighting.base import MODES
 from runner.weighting.engine import Engine, NonFiniteLoss
 
 
@@ -60,26 +62,35 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
 
     # ---- data, model, method ------------------------------------------------------------------------------------
     parts = assemble(config)
+    start(parts, run)
     model, tasks = parts.model.to(device), parts.tasks
     train_sets, validation_sets = parts.mixture.datasets("train"), parts.mixture.datasets("validation")
-    reach = probe_reach(parts)
+    weighting = build(config["weighting"], tasks, where="weighting").to(device)
+    reach = counted_as_shared(parts, weighting)
+    accumulation = math.lcm(settings.accumulation, sum(weighting.parts))  # micro-batches of a step
     if settings.sync_batchnorm and processes.count > 1:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     processes.broadcast(model)
-    forward = Forward(torch.compile(model) if settings.compile else model, tasks, device, accelerator.autocast)
+    forward = Forward(
+        torch.compile(model) if settings.compile else model, tasks, device, accelerator.autocast, weighting.per_example
+    )
     ema = (
         AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True)
         if settings.ema
         else None
     )
-    weighting = build(config["weighting"], tasks, where="weighting").to(device)
+    wrapper = (build(config.get("wrapper"), weighting, where="wrapper") or Wrapper(weighting)).to(device)
+    forward = wrapper.losses(forward)
     sampler = build(config["sampler"], {name: len(d) for name, d in train_sets.items()}, where="sampler")
 
     per_epoch = steps_per_epoch({name: len(d) for name, d in train_sets.items()}, sampler, settings.batch_size)
     total_steps = settings.max_steps or per_epoch * int(settings.epochs or 1)
     optimizer = build(config["optimizer"], model, where="optimizer")
     model_groups = len(optimizer.param_groups)
-    for group in weighting.parameter_groups():
+    shares = sampler.shares() if isinstance(optimizer, MTAdamW) else {}
+    if isinstance(optimizer, MTAdamW):
+        optimizer.check(shares, len(sampler.draw(0, seed)))
+    for group in [*weighting.parameter_groups(), *wrapper.parameter_groups()]:
         optimizer.add_param_group(group)
     scheduler = build(config["scheduler"], optimizer, total_steps, where="scheduler")
     scaler = accelerator.scaler  # of fp16 only
@@ -89,11 +100,19 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
         weighting,
         trainable(model),
         reach,
-        micro_batches=settings.accumulation,
+        micro_batches=1 if wrapper.one_backward else accumulation,
         reduce=processes.reduce,
         device=device,
         loss_scale=scaler.get_scale if scaler is not None else lambda: 1.0,
+        model=model,
+        log=settings.log_losses,
     )
+    wrapper.attach(
+        Surroundings(
+            model, forward, engine, train_sets, parts.inputs,
+            settings.eval_batch_size or settings.batch_size, processes.rank, processes.count, processes.reduce,
+        )
+    )  # fmt: skip
 
     # ---- from the last checkpoint, if there is one --------------------------------------------------------------
     checkpoints = Checkpoints(
@@ -112,6 +131,7 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
         optimizer.load_state_dict(loaded.training["optimizer"])
         scheduler.load_state_dict(loaded.training["scheduler"])
         weighting.load_state_dict(loaded.training["weighting"])
+        wrapper.load_state_dict(loaded.training["wrapper"])
         if scaler is not None:
             scaler.load_state_dict(loaded.training["scaler"])
         averages.load_state_dict(loaded.state["averages"])
@@ -124,8 +144,12 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
     tracker: Tracker | None = None
     attempt = run.begin_attempt(step) if processes.main else 0
     if processes.main:
-        tracker = Tracker(run.path, config, attempt, run.info()["wandb_id"], step)
+        tracker = Tracker(run.path, config, attempt, run.info()["wandb_id"], step, group=run.info().get("sweep"))
         tracker.message(_opening(step, total_steps, newest, parts))
+        if weighting.mode in MODES:
+            tracker.message(f"weighting.mode={weighting.mode}: {MODES[weighting.mode]}")
+        if accumulation != settings.accumulation:
+            tracker.message(f"each step is cut into {accumulation} micro-batches: the weighting compares parts of it")
     notice = tracker.notice if tracker is not None else lambda text: None
     if len(train_sets) > 1 and has_batchnorm(model):
         notice(
@@ -139,7 +163,7 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
         train_sets,
         sampler,
         batch_size=settings.batch_size,
-        accumulation=settings.accumulation,
+        accumulation=accumulation,
         rank=processes.rank,
         world_size=processes.count,
         seed=seed,
@@ -148,6 +172,8 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
         pin_memory=device.type == "cuda",
         start=stream_state,
     )
+
+    look_ahead = LookAhead.of(weighting, config, forward, model, engine, processes, accumulation, parts, loaded)
 
     def save() -> None:
         checkpoints.save(
@@ -158,6 +184,7 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
                 "optimizer": optimizer.state_dict(),
                 "scheduler": scheduler.state_dict(),
                 "weighting": weighting.state_dict(),
+                "wrapper": wrapper.state_dict(),
                 "scaler": scaler.state_dict() if scaler is not None else {},
             },
             state={
@@ -166,6 +193,7 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
                 "train_s": train_s,
                 "wall_s": wall_s + time.perf_counter() - started,
                 "stream": stream_state,
+                "held_out": look_ahead.state if look_ahead is not None else None,
                 "finished": finished,
                 "skipped": [nonfinite.skipped, nonfinite.in_a_row],
                 "averages": averages.state_dict(),
@@ -203,17 +231,18 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
     if loaded is not None and loaded.rng is not None:
         set_rng_state(loaded.rng)  # last: building and opening things above has drawn numbers
     model.train()
+    if loaded is None:
+        wrapper.start()
     try:
         while step < total_steps and not finished:
             began = time.perf_counter()
             micro_batches, stream_after = next(batches)
-            counts = processes.reduce(_label_counts(micro_batches, tasks).to(device))
-            engine.begin(counts, step, per_epoch)
+            counts = processes.reduce(label_counts(micro_batches, tasks).to(device))
+            if look_ahead is not None:
+                look_ahead.step(micro_batches, counts, optimizer.param_groups[0]["lr"], step // per_epoch)
             rng = rng_state() if weighting.wants_second_losses else None
             try:
-                for batch in micro_batches:
-                    engine.backward(forward.loss_sums(batch))
-                report = engine.finish()
+                report = wrapper.gradients(micro_batches, counts, step, per_epoch)
             except NonFiniteLoss as error:
                 report_nonfinite(run.path, step, error, micro_batches, processes)
                 nonfinite.broken(
@@ -225,6 +254,9 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
             if report is not None:
                 if scaler is not None:
                     scaler.unscale_(optimizer)
+                penalty = model.penalty()  # of the architecture, in no task's loss
+                if penalty is not None and penalty.requires_grad:
+                    penalty.backward()
                 grads = [p.grad for p in engine.parameters if p.grad is not None]
                 grad_norm = float(get_total_norm(grads)) if grads else 0.0
                 if not math.isfinite(grad_norm) and scaler is None:
@@ -235,6 +267,9 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
                     report = None
             if report is not None:
                 nonfinite.whole()
+                if isinstance(optimizer, MTAdamW):
+                    drawn = micro_batches[0][0].name
+                    optimizer.draw(drawn, shares[drawn])
                 if settings.clip_norm is not None:
                     clip_grads_with_norm_(engine.parameters, settings.clip_norm, torch.tensor(grad_norm, device=device))
                 if scaler is not None:
@@ -244,7 +279,7 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
                     optimizer.step()
                 if ema is not None:
                     ema.update_parameters(model)
-                averages.add(report, grad_norm)
+                averages.add(report, grad_norm, time.perf_counter() - began)
                 if rng is not None and math.isfinite(grad_norm):  # not after a step that fp16 scaling skipped
                     again = second_losses(forward, model, micro_batches, engine, rng)
                     if again.isfinite().all():  # if not, the next step's own losses tell
@@ -259,7 +294,7 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
             last = step == total_steps
             if tracker is not None and (step % settings.log_every == 0 or last):
                 rate = {"examples_per_s": examples / train_s, "lr": max(scheduler.get_last_lr()[:model_groups])}
-                tracker.scalars(step, "train", averages.means() | {"": averages.common() | rate})
+                tracker.scalars(step, "train", averages.means() | averages.between() | {"": averages.common() | rate})
                 losses = {name: values["loss"] for name, values in averages.means().items()}
                 tracker.progress(
                     step, total_steps, losses, rate["lr"], rate["examples_per_s"], train_s / step * (total_steps - step)
@@ -290,10 +325,11 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
             load_weights(chosen, best / ("ema.safetensors" if ema is not None else "model.safetensors"))
             write_result(
                 run, processes, parts, chosen, settings, selection, tracker,
-                steps=step, skipped=nonfinite.skipped, examples=examples, train_s=train_s,
+                weighting=weighting, steps=step, skipped=nonfinite.skipped, examples=examples, train_s=train_s,
                 wall_s=wall_s + time.perf_counter() - started,
             )  # fmt: skip
             if tracker is not None:
+                tracker.plots()
                 run.end_attempt("COMPLETED", step)
         return exit_code
     except BaseException:
@@ -301,20 +337,11 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
         raise
     finally:
         stream.close()
+        if look_ahead is not None:
+            look_ahead.close()
         if tracker is not None:
             tracker.close(exit_code)
         processes.end(together=exit_code in (EXIT_DONE, EXIT_STOPPED))
-
-
-def _label_counts(micro_batches: list[Batch], tasks: Mapping[str, Any]) -> torch.Tensor:
-    """(K,) labelled elements of this rank's part of the step; computed on the CPU, so that a GPU need not wait."""
-    counts = torch.zeros(len(tasks), dtype=torch.float64)
-    for k, (name, task) in enumerate(tasks.items()):
-        for batch in micro_batches:
-            for group in batch:
-                if name in group.targets:
-                    counts[k] += float(task.loss_count(group.targets[name]))
-    return counts
 
 
 def _opening(step: int, total_steps: int, newest: Path | None, parts: Parts) -> str:

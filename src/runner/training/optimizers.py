@@ -51,7 +51,7 @@ def adamw(
 ) -> torch.optim.Optimizer:
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019); other arguments: `parameter_groups`."""
     groups = parameter_groups(model, lr, weight_decay, no_decay, layer_decay, rules)
-    return torch.optim.AdamW(groups, lr=lr, betas=_betas(betas), eps=eps, **_kernel(kernel, groups))
+    return torch.optim.AdamW(groups, lr=lr, betas=checked_betas(betas), eps=eps, **_kernel(kernel, groups))
 
 
 def adam(
@@ -68,7 +68,7 @@ def adam(
 ) -> torch.optim.Optimizer:
     """Adam (Kingma and Ba 2015), weight decay added to the gradient; other arguments: `parameter_groups`."""
     groups = parameter_groups(model, lr, weight_decay, no_decay, layer_decay, rules)
-    return torch.optim.Adam(groups, lr=lr, betas=_betas(betas), eps=eps, **_kernel(kernel, groups))
+    return torch.optim.Adam(groups, lr=lr, betas=checked_betas(betas), eps=eps, **_kernel(kernel, groups))
 
 
 def sgd(
@@ -227,7 +227,7 @@ def _kind(owner: nn.Module, leaf: str, parameter: nn.Parameter) -> str:
     return "norm" if parameter.ndim <= 1 or "norm" in type(owner).__name__.lower() else "weight"
 
 
-def _betas(betas: list[float] | None) -> tuple[float, float]:
+def checked_betas(betas: list[float] | None) -> tuple[float, float]:
     """Adam's two decay rates; None gives the usual ones."""
     if betas is None:
         return 0.9, 0.999

@@ -19,6 +19,7 @@ from runner.training.comparison import compare
 from runner.training.evaluate import evaluate
 from runner.training.processes import Processes
 from runner.training.selection import Selection
+from runner.weighting.base import MODES, Weighting
 
 
 def write_result(
@@ -30,6 +31,7 @@ def write_result(
     selection: Selection,
     tracker: Tracker | None,
     *,
+    weighting: Weighting,
     steps: int,
     skipped: int,
     examples: int,
@@ -83,12 +85,20 @@ def write_result(
         "processes": processes.count,
         "device": processes.device.type,
         "signature": run.info()["signature"],
+        "approximations": approximations(weighting),
     }
+    if run.config().get("reference"):
+        result["reference"] = run.config()["reference"]
     result |= compare(run.config(), run.info().get("needs", []), results, parts.tasks, split)
     if tracker is not None:
         write_json(run.path / "result.json", result)
         tracker.table(result, parts.tasks)
     return result
+
+
+def approximations(weighting: Weighting) -> list[str]:
+    """What in a run is not computed as its method says: a reader of the result should know."""
+    return [f"weighting.mode=representation: {MODES['representation']}"] if weighting.mode == "representation" else []
 
 
 def clean(results: dict[str, dict[str, float]]) -> dict[str, dict[str, float | None]]:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
 from runner.backbones.hub import is_local
 from runner.config.build import build
 from runner.config.schema import TrainerConfig
 from runner.errors import UserError
 from runner.mixtures.stream import steps_per_epoch
-from runner.training.assemble import Parts, assemble, probe_group, probe_reach, trainable
-from runner.weighting.base import GradientWeighting, MatrixWeighting
-from runner.weighting.reach import Reach
+from runner.training.assemble import Parts, assemble, counted_as_shared, probe_group, trainable
+from runner.training.cost import Cost, forward_cost, in_words, measure
+from runner.weighting.base import MODES, Weighting
 
 
 def print_summary(config: dict[str, Any]) -> None:
@@ -32,17 +31,24 @@ def print_summary(config: dict[str, Any]) -> None:
         console.print(f"weights   '{pretrained}' is not on this machine: it is downloaded when the run starts")
         config = config | {"backbone": config["backbone"] | {"pretrained": None}}
     parts = assemble(config, must_have_data=False)
-    reach = probe_reach(parts)
-    weighting = build(config["weighting"], parts.tasks, where="weighting")
+    weighting: Weighting = build(config["weighting"], parts.tasks, where="weighting")
+    reach = counted_as_shared(parts, weighting)
 
     console.print()
     console.print(_parameter_table(parts))
     shared = sum(trainable(parts.model)[i].numel() for i in reach.shared)
     specific = {task: sum(trainable(parts.model)[i].numel() for i in own) for task, own in reach.specific.items()}
-    console.print(f"shared    {shared:,} parameters are reached by more than one task: {_shared_names(parts, reach)}")
+    console.print(f"shared    {shared:,} parameters are reached by more than one task: {_names(parts, reach.shared)}")
+    if reach.rest:
+        rest = sum(trainable(parts.model)[i].numel() for i in reach.rest)
+        console.print(f"          {rest:,} more are not counted as shared: {_names(parts, reach.rest)}")
+    if weighting.mode != "parameters":
+        console.print(f"weighting {MODES[weighting.mode]}")
     console.print("specific  " + ", ".join(f"{task} {count:,}" for task, count in specific.items()))
+    cost = forward_cost(parts.model, probe_group(parts.inputs), list(parts.tasks))
+    console.print(_compute(parts, cost))
     console.print(_work(parts, settings, config))
-    console.print(_memory(parts, settings, weighting, shared, config))
+    console.print(_memory(parts, settings, weighting, shared, cost, config))
     for problem in parts.mixture.check():
         console.print(f"data      missing: {problem.what}\n          {problem.hint}")
 
@@ -74,10 +80,18 @@ def _parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, child
 
 
-def _shared_names(parts: Parts, reach: Reach) -> str:
+def _names(parts: Parts, indices: Sequence[int]) -> str:
+    """The modules that the parameters lie in: whole ones by one name, and below those that are split."""
     names = [name for name, p in parts.model.named_parameters() if p.requires_grad]
-    found = dict.fromkeys(names[i].split(".")[0] for i in reach.shared)
-    return ", ".join(found) or "none"
+    chosen, others = {names[i] for i in indices}, set(names) - {names[i] for i in indices}
+
+    def shortest(name: str) -> str:
+        parents = name.split(".")
+        heads = (".".join(parents[: n + 1]) for n in range(len(parents)))
+        return next(h for h in heads if h == name or not any(o.startswith(h + ".") for o in others))
+
+    found = list(dict.fromkeys(shortest(name) for name in names if name in chosen))
+    return (", ".join(found[:8]) + (f", … ({len(found)} in all)" if len(found) > 8 else "")) or "none"
 
 
 def _work(parts: Parts, settings: TrainerConfig, config: Mapping[str, Any]) -> str:
@@ -96,14 +110,35 @@ def _work(parts: Parts, settings: TrainerConfig, config: Mapping[str, Any]) -> s
     return f"work      {steps:,} steps in {settings.epochs} epochs, {split}"
 
 
-def _memory(parts: Parts, settings: TrainerConfig, weighting: nn.Module, shared: int, config: Mapping[str, Any]) -> str:
+def _compute(parts: Parts, cost: Cost) -> str:
+    """FLOPs of one example, and how many passes of one backbone that is: what the architecture adds."""
+    group = probe_group(parts.inputs)
+    backbone: Any = parts.model.all_backbones()[0]  # type: ignore[operator]
+    alone = measure(parts.model, lambda: backbone(group.inputs))
+    example = "one example"
+    if parts.inputs.kind == "image":
+        height, width = group.inputs["pixels"].shape[-2:]
+        example = f"an image of {height} x {width}"
+    elif parts.inputs.kind == "text":
+        example = f"a text of {group.inputs['input_ids'].shape[1]} tokens"
+    times = f", {cost.flops / alone.flops:.2f} x one pass of the backbone" if alone.flops else ""
+    return (
+        f"compute   {in_words(cost.flops)} forward for {example}{times}; "
+        f"{cost.saved_bytes / 2**20:,.1f} MiB of activations in fp32"
+    )
+
+
+def _memory(
+    parts: Parts, settings: TrainerConfig, weighting: Weighting, shared: int, cost: Cost, config: Mapping[str, Any]
+) -> str:
     """Weights, gradients, two moments, the K×P buffer, and the tensors that one example keeps for its backward pass."""
     parameters = sum(p.numel() for p in parts.model.parameters())
     free = sum(p.numel() for p in trainable(parts.model))
-    per_task = len(parts.tasks) * shared if isinstance(weighting, GradientWeighting | MatrixWeighting) else 0
+    holds = weighting.needs != "losses" and weighting.mode == "parameters"
+    per_task = len(parts.tasks) * shared if holds else 0
     ema = parameters if settings.ema else 0
     micro = settings.batch_size // (settings.accumulation * config["launch"]["num_processes"])
-    activations = saved_bytes(parts) * micro
+    activations = cost.saved_bytes * micro
     if settings.precision != "fp32":
         activations //= 2
     state = 4 * (parameters + 3 * free + per_task + ema)
@@ -112,22 +147,3 @@ def _memory(parts: Parts, settings: TrainerConfig, weighting: nn.Module, shared:
         f"memory    about {total} MiB a process: {kept} for weights, gradients and two moments, "
         f"{made} for the activations of {micro} examples in {settings.precision}"
     )
-
-
-def saved_bytes(parts: Parts) -> int:
-    """Bytes that one example's forward pass keeps for the backward pass, parameters not counted."""
-    own = {p.untyped_storage().data_ptr() for p in parts.model.parameters()}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    parts.model.eval()  # BatchNorm cannot train on one example
-    with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        outputs = parts.model(probe_group(parts.inputs), list(parts.tasks))  # alive until counted
-    total = sum(kept.values())
-    del outputs
-    return total

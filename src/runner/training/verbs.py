@@ -31,10 +31,16 @@ def evaluate_run(run: RunDirectory) -> int:
     checkpoint = Checkpoints(trained.path / "checkpoints").find(str(request["checkpoint"]))
     processes = Processes.start(request["launch"], settings.precision)
     # The weights come from the checkpoint: the published ones need not be there any more, only their tokenizer.
-    parts = assemble(config, request["data_root"])
+    merged = bool((config.get("merge") or {}).get("_target_"))
+    plain = {**config, "adapter": {"_target_": None}} if merged else config  # experts' adapters are folded in
+    parts = assemble(plain, request["data_root"])
     model = parts.model.to(processes.device)
     weights = checkpoint / "model.safetensors"
-    if settings.ema:
+    if merged:
+        from runner.merging.launched import empty_result
+
+        model = empty_result(config, model, checkpoint)
+    elif settings.ema:
         model, weights = AveragedModel(model, use_buffers=True), checkpoint / "ema.safetensors"
     load_weights(model, weights)
     tracker = (

@@ -25,8 +25,8 @@ class AlignedMTL(GradientWeighting):
     Args:
         scale_mode: the common singular value σ: the smallest ("min", the paper), the median, or the root mean square.
         heads: the authors' code leaves task-specific parameters on their plain loss.
-        scale: "sum" of the aligned gradients as in the authors' code, or their "mean".
-        every: solve every n steps.
+        scale: "paper" is the sum of the aligned gradients (the authors' code; others take their mean).
+        every, mode, shared: see `GradientWeighting`.
     """
 
     def __init__(
@@ -35,16 +35,16 @@ class AlignedMTL(GradientWeighting):
         *,
         scale_mode: Literal["min", "median", "rmse"] = "min",
         heads: Literal["weighted", "unweighted"] = "unweighted",
-        scale: Literal["sum", "mean"] = "sum",
+        scale: Literal["paper", "one", "tasks"] = "paper",
         every: PositiveInt = 1,
+        mode: Literal["parameters", "gram", "representation"] = "parameters",
+        shared: list[str] | None = None,
     ) -> None:
-        super().__init__(tasks, heads, every)
+        super().__init__(tasks, heads, scale, every, mode, shared)
         self.scale_mode: ScaleMode = scale_mode
-        self.scale = scale
 
     def solve(self, gram: Tensor, losses: Tensor, present: Tensor) -> Tensor:
-        coefficients = aligned(gram, self.scale_mode)
-        return coefficients if self.scale == "sum" else coefficients / len(gram)
+        return aligned(gram, self.scale_mode)
 
 
 @on_gram

@@ -1,16 +1,16 @@
 """What a weighting is: losses (and, where needed, their gradients) → the gradient that is applied.
 
-Three kinds. A `LossWeighting` is a differentiable function of the losses; the model's gradient is Σ_k w_k ∇L_k with
+Four kinds. A `LossWeighting` is a differentiable function of the losses; the model's gradient is Σ_k w_k ∇L_k with
 w = ∂combine/∂L. A `GradientWeighting` looks at the Gram matrix of the per-task gradients and returns coefficients
-c_k; the gradient of the shared parameters is Σ_k c_k ∇L_k. A `MatrixWeighting` sees the gradients themselves. All see
-global losses: summed over micro-batches and processes, so that nothing they do depends on how a batch was split (see
-`runner.weighting.engine`).
+c_k; the gradient of the shared parameters is Σ_k c_k ∇L_k. A `MatrixWeighting` sees the gradients themselves, a
+`CrossWeighting` those of independent parts of the batch. All see global losses: summed over micro-batches and
+processes, so that nothing they do depends on how a batch was split (see `runner.weighting.engine`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,29 @@ from runner.tasks.base import Task
 
 Heads = Literal["weighted", "unweighted"]
 """Whether the parameters of a single task get its coefficient too, or the gradient of its plain loss."""
+Scale = Literal["paper", "one", "tasks"]
+"""The coefficients as the paper has them, or so that their absolute values sum to 1 or to the number of present tasks:
+methods whose papers disagree about this train at different rates with the same `optimizer.lr`."""
+Mode = Literal["parameters", "gram", "representation"]
+"""Where per-task gradients are taken. `parameters`: of the shared parameters, in one K×P buffer. `gram`: the same
+coefficients without the buffer: the Gram matrix is formed layer by layer during the K backward passes, one more pass
+applies it. `representation`: of the features that the shared part hands to the tasks, which costs no more than plain
+training; an approximation of the first two, since a gradient there is not one of the parameters."""
+
+MODES = {
+    "gram": "coefficients from the Gram matrix alone, formed layer by layer: no K x P floats, one more backward pass",
+    "representation": "an approximation: gradients of the shared representation stand for those of the parameters",
+}
+"""What a reader should know of a run in that mode."""
+
+
+def rescaled(coefficients: Tensor, scale: Scale) -> Tensor:
+    """Coefficients (k,) as `scale` says; all zero stays all zero."""
+    if scale == "paper":
+        return coefficients
+    total = coefficients.abs().sum()
+    target = 1.0 if scale == "one" else float(len(coefficients))
+    return coefficients * (target / total).where(total > 0, 1.0)
 
 
 class Weighting(nn.Module):
@@ -29,6 +52,13 @@ class Weighting(nn.Module):
     """
 
     needs: ClassVar[str]
+    log_losses: ClassVar[bool] = True
+    """Whether `trainer.log_losses` composes with it; not so where a method needs positive losses, or the losses of the
+    whole step before its last part. It is refused with those before a run starts."""
+    parts: ClassVar[tuple[int, ...]] = (1,)
+    """Shares of the parts that a step is cut into (see `CrossWeighting`); their sum divides the micro-batches."""
+    mode: Mode = "parameters"
+    shared_patterns: Sequence[str] | None = None
 
     def __init__(self, tasks: Mapping[str, Task]) -> None:
         super().__init__()
@@ -49,6 +79,49 @@ class Weighting(nn.Module):
 
     def after_update(self, losses: Tensor, present: Tensor) -> None:
         """Called with those losses, if `wants_second_losses`."""
+
+    @property
+    def per_example(self) -> Callable[[Tensor], Tensor] | None:
+        """What to minimise in place of the losses (n,) of single examples; None for those losses themselves."""
+        return None
+
+    look_ahead_on: Literal["validation", "train"] | None = None
+    """Where the examples come from that `look_ahead` gets besides those of the step; None does not call it."""
+
+    def look_ahead(self, world: LookAhead) -> None:
+        """Called before the forward passes of a step, if `look_ahead_on`; bilevel methods set their weights here."""
+
+    def extra_gradient(self) -> Tensor | None:
+        """A vector (P,) over all trainable parameters, added to the weighted gradient of this step; None for none."""
+        return None
+
+
+class LookAhead(Protocol):
+    """What a bilevel method may ask before a step; exact over micro-batches and processes, and without a trace.
+
+    "train" are the examples of the coming step, "held_out" as many others. Gradients are vectors (P,) over all
+    trainable parameters in their order, float32.
+    """
+
+    lr: float
+    """Learning rate of the model in the coming step."""
+    epoch: int
+    """Epochs that have ended."""
+
+    def present(self, examples: Examples) -> Tensor:
+        """(k,) int64, the positions of the tasks that have a label among them."""
+
+    def losses(self, examples: Examples, at: Tensor | None = None) -> Tensor:
+        """Losses (k,) of those tasks, with the parameters moved by `at` (P,)."""
+
+    def gradients(self, examples: Examples, at: Tensor | None = None) -> Tensor:
+        """Their gradients (k, P): k backward passes."""
+
+    def gradient(self, examples: Examples, weights: Tensor, at: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The gradient (P,) of the weighted sum of those losses, weights (k,), and the losses: one backward pass."""
+
+
+Examples = Literal["train", "held_out"]
 
 
 class LossWeighting(Weighting):
@@ -74,19 +147,32 @@ class GradientWeighting(Weighting):
     Own parameters, where a method has them, get their gradient in `solve` (the engine multiplies it by the loss scale).
 
     Args:
-        heads: whether the parameters of a single task get its coefficient too.
+        heads: see `Heads`. scale: see `Scale`. mode: see `Mode`.
         every: solve in every n-th optimizer step only and keep the coefficients in between. Such a step costs one
             backward pass. A task that the last solve did not see brings the next one forward.
+        shared: patterns of the names of the parameters that count as shared, such as `backbone.*`; None takes all that
+            more than one task's loss reaches. The others are treated as task-specific parameters are (see `heads`).
     """
 
     needs: ClassVar[str] = "gradients"
     kept: Tensor
     kept_heads: Tensor
 
-    def __init__(self, tasks: Mapping[str, Task], heads: Heads, every: int = 1) -> None:
+    def __init__(
+        self,
+        tasks: Mapping[str, Task],
+        heads: Heads,
+        scale: Scale = "paper",
+        every: int = 1,
+        mode: Mode = "parameters",
+        shared: Sequence[str] | None = None,
+    ) -> None:
         super().__init__(tasks)
         self.heads = heads
+        self.scale = scale
         self.every = every
+        self.mode = mode
+        self.shared_patterns = shared
         self.step = 0
         if every > 1:
             for name in ("kept", "kept_heads"):
@@ -104,15 +190,25 @@ class GradientWeighting(Weighting):
         """
         raise NotImplementedError
 
+    def clip(self, coefficients: Tensor, gram: Tensor) -> Tensor:
+        """Coefficients (k,) of the shared parameters' gradients after a limit on their combination; by default none."""
+        return coefficients
+
     def head_coefficients(self, coefficients: Tensor, gram: Tensor, losses: Tensor) -> Tensor:
-        """Coefficients (k,) of the task-specific parameters' gradients, given those of the shared ones."""
+        """Coefficients (k,) of the task-specific parameters' gradients, given those of the shared ones unclipped."""
         return coefficients if self.heads == "weighted" else torch.ones_like(coefficients)
 
-    def coefficients(self, gram: Tensor, losses: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-        """Those of the shared and of the task-specific parameters, float32; remembered where `every` says so."""
-        shared = self.solve(gram, losses, present)
-        heads = self.head_coefficients(shared, gram, losses)
-        shared, heads = shared.float(), heads.float()
+    def coefficients(
+        self, gram: Tensor, losses: Tensor, present: Tensor, slopes: Tensor | float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """Those of the shared and of the task-specific parameters, float32; remembered where `every` says so.
+
+        Args:
+            slopes: (k,) what the coefficients are multiplied by to be those of the raw gradients.
+        """
+        solution = rescaled(self.solve(gram, losses, present), self.scale)
+        heads = self.head_coefficients(solution, gram, losses).float() * slopes
+        shared = self.clip(solution, gram).float() * slopes
         if self.every > 1:
             for buffer, values in ((self.kept, shared), (self.kept_heads, heads)):
                 buffer.fill_(float("nan"))
@@ -132,14 +228,25 @@ class MatrixWeighting(Weighting):
 
     Buffers of K×P floats are named in `per_parameter`; the engine says how long they are (`attach`) and a checkpoint
     restores them.
+
+    Args:
+        heads, scale, shared: as for `GradientWeighting`; the engine applies `scale`.
     """
 
     needs: ClassVar[str] = "gradients"
     per_parameter: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, tasks: Mapping[str, Task], heads: Heads) -> None:
+    def __init__(
+        self,
+        tasks: Mapping[str, Task],
+        heads: Heads,
+        scale: Scale = "paper",
+        shared: Sequence[str] | None = None,
+    ) -> None:
         super().__init__(tasks)
         self.heads = heads
+        self.scale = scale
+        self.shared_patterns = shared
         for name in self.per_parameter:
             self.register_buffer(name, None)
 
@@ -160,11 +267,59 @@ class MatrixWeighting(Weighting):
         """
         raise NotImplementedError
 
+    def factor(self, weights: Tensor) -> Tensor | float:
+        """What `scale` multiplies the combination of the gradients by, given its coefficients (k,)."""
+        if self.scale == "paper":
+            return 1.0
+        total = weights.abs().sum()
+        return ((1.0 if self.scale == "one" else len(weights)) / total).where(total > 0, 1.0)
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name in self.per_parameter:
             if getattr(self, name) is None and prefix + name in state_dict:
                 setattr(self, name, torch.empty_like(state_dict[prefix + name]))
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class CrossWeighting(Weighting):
+    """Needs per-task gradients of independent parts of the step's batch: products of two of them are unbiased.
+
+    The step is cut into three parts of consecutive micro-batches with the shares `parts`. The first two give
+    C = G_B G_Aᵀ (K×K), the third the gradient that is applied. The loop makes as many micro-batches as it takes.
+
+    Args:
+        heads, scale, shared: as for `GradientWeighting`.
+    """
+
+    needs: ClassVar[str] = "gradients of three parts of the batch"
+    log_losses: ClassVar[bool] = False
+    parts: ClassVar[tuple[int, ...]] = (1, 1, 2)
+    """Shares of the two parts that are compared, and of the third; four micro-batches divide most batches."""
+
+    def __init__(
+        self,
+        tasks: Mapping[str, Task],
+        heads: Heads,
+        scale: Scale = "paper",
+        shared: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(tasks)
+        self.heads = heads
+        self.scale = scale
+        self.shared_patterns = shared
+
+    def update(self, cross: Tensor, present: Tensor) -> None:
+        """Move the weights.
+
+        Args:
+            cross: (k, k) float64 on the CPU, ⟨g_i of part B, g_j of part A⟩; neither symmetric nor semi-definite.
+            present: (k,) int64, the tasks that have a label in both parts; the state of others stays.
+        """
+        raise NotImplementedError
+
+    def current(self, present: Tensor) -> Tensor:
+        """Coefficients (k,) float32 of the third part's gradients, for the tasks of the step."""
+        raise NotImplementedError
 
 
 class GeneratorState(nn.Module):

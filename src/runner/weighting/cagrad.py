@@ -26,8 +26,8 @@ class CAGrad(GradientWeighting):
         c: radius relative to ‖g₀‖; 0 is the mean gradient, large values approach MGDA.
         rescale: divide by nothing (0), by 1 + c² (1, the authors' code), or by 1 + c (2).
         heads: the authors' code leaves task-specific parameters on their plain loss.
-        scale: "mean" as in the paper, or "sum", the same times the number of present tasks.
-        every: solve every n steps.
+        scale: "paper" is the mean gradient plus the correction.
+        every, mode, shared: see `GradientWeighting`.
     """
 
     def __init__(
@@ -37,19 +37,19 @@ class CAGrad(GradientWeighting):
         c: NonNegativeFloat = 0.4,
         rescale: Literal[0, 1, 2] = 1,
         heads: Literal["weighted", "unweighted"] = "unweighted",
-        scale: Literal["sum", "mean"] = "mean",
+        scale: Literal["paper", "one", "tasks"] = "paper",
         every: PositiveInt = 1,
+        mode: Literal["parameters", "gram", "representation"] = "parameters",
+        shared: list[str] | None = None,
     ) -> None:
-        super().__init__(tasks, heads, every)
+        super().__init__(tasks, heads, scale, every, mode, shared)
         self.c = c
         self.rescale = rescale
-        self.scale = scale
 
     def solve(self, gram: Tensor, losses: Tensor, present: Tensor) -> Tensor:
         if len(gram) == 1:
             return gram.new_ones(1)
-        coefficients = conflict_averse(gram, self.c) / {0: 1.0, 1: 1 + self.c**2, 2: 1 + self.c}[self.rescale]
-        return coefficients if self.scale == "mean" else coefficients * len(gram)
+        return conflict_averse(gram, self.c) / {0: 1.0, 1: 1 + self.c**2, 2: 1 + self.c}[self.rescale]
 
 
 @on_gram

@@ -17,6 +17,7 @@ def require_positive(
     present: Sequence[int] | Tensor,
     hint: str = "",
     zero: bool = False,
+    option: str = "",
 ) -> None:
     """Refuse losses ≤ 0 for a method that divides by them or takes their logarithm.
 
@@ -29,6 +30,7 @@ def require_positive(
         losses: (k,) of the tasks at the positions `present`.
         hint: what to do, if not the usual.
         zero: whether a loss of 0 is fine.
+        option: the setting that needs it, if not the weighting.
 
     Raises:
         RunFailed: naming the tasks and their losses.
@@ -38,8 +40,9 @@ def require_positive(
         return
     found = zip((names[int(k)] for k in present), values, strict=True)
     tasks = ", ".join(f"'{name}' ({value:.3g})" for name, value in found if value < 0 or (value == 0 and not zero))
+    needed = "of 0 or more" if zero else "above 0"
     raise RunFailed(
-        f"weighting={method} needs losses {'of 0 or more' if zero else 'above 0'}; not so for task {tasks}",
+        f"{option or f'weighting={method}'} needs losses {needed}; not so for task {tasks}",
         hint or "choose another loss for this task, or a weighting that does not depend on the losses' values",
         "runner ls weighting",
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -40,6 +40,7 @@ class CoBa(LossWeighting):
         scale: "mean": the weights sum to 1 as in the paper; "sum": to the number of present tasks.
     """
 
+    log_losses: ClassVar[bool] = False  # needs positive losses
     first: Tensor
     ratios: Tensor
     slopes: Tensor

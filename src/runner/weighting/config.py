@@ -23,8 +23,8 @@ class ConFIG(GradientWeighting):
 
     Args:
         heads: the paper treats the parameters of the whole network alike.
-        scale: "sum" of the projections as in the paper, or their "mean".
-        every: solve every n steps.
+        scale: "paper" is as long as the sum of the gradients' projections on it.
+        every, mode, shared: see `GradientWeighting`.
     """
 
     def __init__(
@@ -32,15 +32,15 @@ class ConFIG(GradientWeighting):
         tasks: Mapping[str, Task],
         *,
         heads: Literal["weighted", "unweighted"] = "weighted",
-        scale: Literal["sum", "mean"] = "sum",
+        scale: Literal["paper", "one", "tasks"] = "paper",
         every: PositiveInt = 1,
+        mode: Literal["parameters", "gram", "representation"] = "parameters",
+        shared: list[str] | None = None,
     ) -> None:
-        super().__init__(tasks, heads, every)
-        self.scale = scale
+        super().__init__(tasks, heads, scale, every, mode, shared)
 
     def solve(self, gram: Tensor, losses: Tensor, present: Tensor) -> Tensor:
-        coefficients = conflict_free(gram)
-        return coefficients if self.scale == "sum" else coefficients / len(gram)
+        return conflict_free(gram)
 
 
 @on_gram

@@ -26,8 +26,11 @@ class DBMTL(MatrixWeighting):
         beta: of the average; β_t = beta/t^beta_sigma in a task's t-th step.
         beta_sigma: 0 for a constant β.
         heads: the paper trains task-specific parameters on log L_k; "weighted" multiplies them by the rescaling too.
+        scale: "paper" is the sum of gradients of the largest norm.
+        shared: see `MatrixWeighting`.
     """
 
+    log_losses: ClassVar[bool] = False  # needs positive losses
     per_parameter: ClassVar[tuple[str, ...]] = ("average",)
     average: Tensor
     steps: Tensor
@@ -39,8 +42,10 @@ class DBMTL(MatrixWeighting):
         beta: Fraction = 0.9,
         beta_sigma: NonNegativeFloat = 0.0,
         heads: Literal["weighted", "unweighted"] = "unweighted",
+        scale: Literal["paper", "one", "tasks"] = "paper",
+        shared: list[str] | None = None,
     ) -> None:
-        super().__init__(tasks, heads)
+        super().__init__(tasks, heads, scale, shared)
         self.beta = beta
         self.beta_sigma = beta_sigma
         self.register_buffer("steps", torch.zeros(len(tasks)))

@@ -23,8 +23,8 @@ class DualProj(GradientWeighting):
     Args:
         reg_eps: added to the diagonal of GG/trace(GG); smaller is closer to no conflict, larger is smoother.
         heads: task-specific parameters on their plain loss, or with the coefficient too.
-        scale: "mean" projects the mean gradient, "sum" the sum.
-        every: solve every n steps.
+        scale: "paper" is the projected mean gradient.
+        every, mode, shared: see `GradientWeighting`.
     """
 
     def __init__(
@@ -33,13 +33,14 @@ class DualProj(GradientWeighting):
         *,
         reg_eps: PositiveFloat = 1e-4,
         heads: Literal["weighted", "unweighted"] = "unweighted",
-        scale: Literal["sum", "mean"] = "mean",
+        scale: Literal["paper", "one", "tasks"] = "paper",
         every: PositiveInt = 1,
+        mode: Literal["parameters", "gram", "representation"] = "parameters",
+        shared: list[str] | None = None,
     ) -> None:
-        super().__init__(tasks, heads, every)
+        super().__init__(tasks, heads, scale, every, mode, shared)
         self.reg_eps = reg_eps
-        self.scale = scale
 
     def solve(self, gram: Tensor, losses: Tensor, present: Tensor) -> Tensor:
-        start = np.full((1, len(gram)), 1.0 if self.scale == "sum" else 1.0 / len(gram))
+        start = np.full((1, len(gram)), 1.0 / len(gram))
         return dual_cone_projections(gram, self.reg_eps, start)[0]

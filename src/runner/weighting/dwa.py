@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ class DWA(LossWeighting):
         scale: "sum": the weights sum to the number of present tasks as in the paper; "mean": to 1.
     """
 
+    log_losses: ClassVar[bool] = False  # needs positive losses
     last: Tensor
     before: Tensor
 

@@ -12,23 +12,28 @@ local means would be wrong wherever ranks hold different numbers of labelled pix
     engine.begin(counts)                 # (K,) labelled elements of the whole step, over all ranks
     for micro_batch: engine.backward({task: loss_sum})
     report = engine.finish()             # every parameter's .grad is ready
+
+How the backward passes are made is the business of a `Pass`, chosen by what the weighting needs and by its `mode`.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from runner.weighting.base import GradientWeighting, LossWeighting, MatrixWeighting, Weighting
-from runner.weighting.buffer import TaskGradients, gram_matrix
+from runner.weighting.checks import require_positive
 from runner.weighting.reach import Reach
 
 Reduce = Callable[[Tensor], Tensor]
 """Sum of a tensor over all processes, in place; the identity in a single process."""
+LOG_FLOOR = 1e-8
+"""Added to a loss before its logarithm, as the methods that take logarithms themselves do."""
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -51,12 +56,51 @@ class StepReport:
     Attributes:
         losses: (K,) float32 on the CPU, NaN where the task had no label in this step.
         weights: (K,) the coefficient of each ∇L_k in the applied gradient, NaN likewise.
-        cosines: (K, K) cosines between per-task gradients, gradient methods only.
+        grad_norms: (K,) lengths of the per-task gradients that the method looked at (of the shared parameters, or of
+            the shared representation), without loss scale; NaN where the step did not need them.
+        cosines: (K, K) cosines between those gradients, NaN likewise.
+        solver_s: seconds that the method itself took on the host: the aggregation, without forward and backward passes.
+
+    The last three are on the CPU and cost no synchronisation with a GPU beyond that of the solve.
     """
 
     losses: Tensor
     weights: Tensor
-    cosines: Tensor | None = None
+    grad_norms: Tensor = field(default_factory=lambda: torch.empty(0))
+    cosines: Tensor = field(default_factory=lambda: torch.empty(0))
+    solver_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        tasks, nan = len(self.losses), float("nan")
+        if not self.grad_norms.numel():
+            self.grad_norms = torch.full((tasks,), nan)
+        if not self.cosines.numel():
+            self.cosines = torch.full((tasks, tasks), nan)
+
+
+class Pass:
+    """How a step's backward passes are made; one object lives as long as its engine, whose state it reads and sets."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def begin(self) -> None:
+        """Before the first forward pass of a step."""
+
+    def backward(self, partial: Mapping[int, Tensor]) -> None:
+        """One micro-batch: position of a task → its part of L_k, with its graph."""
+        raise NotImplementedError
+
+    def finish(self, losses: Tensor) -> Tensor | None:
+        """Leave every gradient, summed over ranks and times the loss scale, in `.grad`; set the engine's weights.
+
+        Args:
+            losses: (k,) of the present tasks, as the weighting sees them.
+
+        Returns:
+            The Gram matrix (k, k) of the gradients that the method looked at, without loss scale, on the CPU.
+        """
+        raise NotImplementedError
 
 
 class Engine:
@@ -70,7 +114,16 @@ class Engine:
         reduce: sum over processes.
         device: of the model.
         loss_scale: current factor of the mixed-precision gradient scaler; gradients are left multiplied by it.
+        model: whose `parameters` they are; the modes `gram` and `representation` hook its modules.
+        log: the weighting gets the logarithms of the losses, and their gradients ∇L_k/L_k (`trainer.log_losses`).
+
+    Attributes:
+        present: positions of the tasks that have a label in this step.
+        weights, head_weights: (k,) of the present tasks, once they are known.
     """
+
+    weights: Tensor
+    head_weights: Tensor
 
     def __init__(
         self,
@@ -82,7 +135,11 @@ class Engine:
         reduce: Reduce,
         device: torch.device,
         loss_scale: Callable[[], float] = lambda: 1.0,
+        model: nn.Module | None = None,
+        log: bool = False,
     ) -> None:
+        from runner.weighting import passes  # which builds on this module
+
         self.weighting = weighting
         self.tasks = weighting.task_names
         self.parameters = list(parameters)
@@ -91,16 +148,15 @@ class Engine:
         self.reduce = reduce
         self.device = device
         self.loss_scale = loss_scale
-        # A weighting whose weights depend on this step's losses needs all of them before its one backward pass. With
-        # several micro-batches that would mean keeping every graph: per-task gradients are exact and bounded.
-        self.per_task = isinstance(weighting, GradientWeighting | MatrixWeighting) or (
-            isinstance(weighting, LossWeighting) and not weighting.linear and micro_batches > 1
-        )
+        self.model = model
+        self.log = log
         self.shared = [self.parameters[i] for i in reach.shared]
-        if self.per_task:
-            self.grads = TaskGradients(len(self.tasks), self.shared, device)
+        self.rest = [self.parameters[i] for i in reach.rest]
+        self.solver_s = 0.0
         if isinstance(weighting, MatrixWeighting):
             weighting.attach([p.shape for p in self.shared], device)
+        self.weighted = passes.WeightedPass(self)
+        self.main = passes.choose(self)
 
     # ---- one step -------------------------------------------------------------------------------------------------
 
@@ -108,27 +164,27 @@ class Engine:
         """Start a step; clears `.grad`.
 
         Args:
-            counts: (K,) labelled elements per task over the whole step.
+            counts: (K,) labelled elements per task over the whole step, or (M, K) of each of its micro-batches, which
+                methods that compare sub-batches need.
             step: optimizer step, from 0. steps_per_epoch: for methods that think in epochs.
         """
         self.weighting.begin_step(step, steps_per_epoch)
-        self.counts = counts.to(torch.float64).cpu()
+        self.micro_counts = counts.to(torch.float64).cpu().reshape(-1, len(self.tasks))
+        self.counts = self.micro_counts.sum(0)
         self.present = [k for k, count in enumerate(self.counts.tolist()) if count > 0]
         self.losses = torch.zeros(len(self.tasks), dtype=torch.float64, device=self.device)
+        self.losses_reduced = False
         self.scale = self.loss_scale()
+        self.solver_s = 0.0
         for parameter in [*self.parameters, *self.weighting.parameters()]:
             parameter.grad = None
-        self.known = False
+        self.current = self.main
         if isinstance(self.weighting, GradientWeighting):
-            known = self.weighting.known(self._present)
+            known = self.weighting.known(self.present_tensor)
             if known is not None:
-                self.known = True
+                self.current = self.weighted
                 self.weights, self.head_weights = (values.to(self.device) for values in known)
-        elif self._linear:
-            self.known = True
-            self.weights = self.head_weights = self._weights(torch.ones(len(self.present), device=self.device))
-        if self.per_task:
-            self.grads.begin()
+        self.current.begin()
 
     def backward(self, loss_sums: Mapping[str, Tensor]) -> None:
         """Add one micro-batch.
@@ -144,154 +200,99 @@ class Engine:
         }
         for k, loss in partial.items():
             self.losses[k] += loss.detach().double()
-        if self.per_task and not self.known:
-            self._backward_per_task(partial)
-            return
-        if not self.known:
-            self.reduce(self.losses)
-            self.weights = self.head_weights = self._weights(self.losses[self.present].float())
-        partial = {k: loss for k, loss in partial.items() if loss.requires_grad}
-        if not partial:
-            return
-        if self.head_weights is self.weights:
-            self._backward_weighted(partial, self.weights)
-            return
-        own = [self.parameters[i] for k in partial for i in self.reach.specific[self.tasks[k]]]
-        self._backward_weighted(partial, self.weights, self.shared, retain_graph=bool(own))
-        if own:
-            self._backward_weighted(partial, self.head_weights, own)
+        self.current.backward(partial)
 
     def finish(self) -> StepReport:
         """Reduce over ranks, solve, and leave the gradient (times the loss scale) in `.grad`.
 
         Raises:
             NonFiniteLoss: before anything is solved or changed.
+            RunFailed: a loss has no logarithm and `log` asks for it.
         """
-        if self.per_task or self.known:
-            self.reduce(self.losses)
+        self.reduce_losses()
         values = self.losses.tolist()
         broken = {self.tasks[k]: values[k] for k in self.present if not math.isfinite(values[k])}
         if broken:
             raise NonFiniteLoss(broken)
-        losses = self.losses[self.present].float()
-        cosines = None
-        if self.per_task and not self.known:
-            cosines = self._combine_per_task(losses)
-        else:
-            self._reduce_gradients([self.parameters[i] for i in self.reach.of(self.present)])
+        raw = self.losses[self.present].float()
+        if self.log:
+            hint = "train this task without trainer.log_losses, or choose another loss for it"
+            require_positive("", self.tasks, raw, self.present, hint, zero=True, option="trainer.log_losses")
+        losses = self.transformed(raw)
+        gram = self.current.finish(losses)
         self._own_gradient(losses)
-        self.weighting.end_step(losses, self._present)
-        return StepReport(self._spread(losses), self._spread(self.weights.detach()), cosines)
+        self._add_extra()
+        self.weighting.end_step(losses.detach(), self.present_tensor)
+        looked_at = {} if gram is None else self._looked_at(gram)
+        return StepReport(self._spread(raw), self._spread(self.weights), solver_s=self.solver_s, **looked_at)
 
-    # ---- loss-only ------------------------------------------------------------------------------------------------
-
-    @property
-    def _linear(self) -> bool:
-        return isinstance(self.weighting, LossWeighting) and self.weighting.linear
+    # ---- for the passes -------------------------------------------------------------------------------------------
 
     @property
-    def _present(self) -> Tensor:
+    def linear(self) -> bool:
+        """Whether the weights of the losses are known before the forward pass."""
+        return isinstance(self.weighting, LossWeighting) and self.weighting.linear and not self.log
+
+    @property
+    def present_tensor(self) -> Tensor:
+        """`present` as int64 on the device."""
         return torch.tensor(self.present, dtype=torch.int64, device=self.device)
 
-    def _weights(self, losses: Tensor) -> Tensor:
-        """W = ∂combine/∂L at `losses`."""
+    def specific(self, k: int) -> list[nn.Parameter]:
+        """The parameters that the task at position k reaches alone."""
+        return [self.parameters[i] for i in self.reach.specific[self.tasks[k]]]
+
+    def transformed(self, losses: Tensor) -> Tensor:
+        """The losses (k,) as the weighting sees them."""
+        return (losses + LOG_FLOOR).log() if self.log else losses
+
+    def slopes(self) -> Tensor:
+        """(k,) derivatives of the transformed losses of this step by the losses; ones without a transform."""
+        losses = self.losses[self.present].float()
+        return 1.0 / (losses + LOG_FLOOR) if self.log else torch.ones_like(losses)
+
+    def reduce_losses(self) -> None:
+        """Sum them over ranks, once per step."""
+        if not self.losses_reduced:
+            self.reduce(self.losses)
+            self.losses_reduced = True
+
+    def loss_weights(self, losses: Tensor) -> Tensor:
+        """W = ∂combine/∂L at raw `losses` (k,)."""
         assert isinstance(self.weighting, LossWeighting)
         with torch.enable_grad():
             leaf = losses.detach().requires_grad_()
-            (weights,) = torch.autograd.grad(self.weighting.combine(leaf, self._present), leaf)
+            (weights,) = torch.autograd.grad(self.weighting.combine(self.transformed(leaf), self.present_tensor), leaf)
         return weights
 
-    def _own_gradient(self, losses: Tensor) -> None:
-        """Gradient of the weighting's own parameters at the global losses, identical on every rank."""
-        own = [p for p in self.weighting.parameters() if p.requires_grad]
-        if not own:
-            return
-        if not isinstance(self.weighting, LossWeighting):  # left there by the solve
-            for parameter in own:
-                if parameter.grad is not None:
-                    parameter.grad.mul_(self.scale)
-            return
-        with torch.enable_grad():
-            total = self.weighting.combine(losses.detach(), self._present) * self.scale
-            for parameter, grad in zip(own, torch.autograd.grad(total, own, allow_unused=True), strict=True):
-                parameter.grad = grad
-
-    def _backward_weighted(
-        self,
-        partial: Mapping[int, Tensor],
-        weights: Tensor,
-        inputs: Sequence[nn.Parameter] | None = None,
-        retain_graph: bool = False,
-    ) -> None:
-        # Not Σ w·L over all tasks in one tensor: a missing task must not enter the graph with a zero.
-        terms = [weights[self.present.index(k)].detach() * loss for k, loss in partial.items()]
-        torch.autograd.backward(torch.stack(terms).sum() * self.scale, inputs=inputs, retain_graph=retain_graph)
-
-    # ---- per-task gradients ---------------------------------------------------------------------------------------
-
-    def _backward_per_task(self, partial: Mapping[int, Tensor]) -> None:
-        """K backward passes into the flat K×P buffer; parameters of one task accumulate in `.grad` as usual."""
-        with_graph = [(k, loss) for k, loss in partial.items() if loss.requires_grad]
-        for n, (k, loss) in enumerate(with_graph):
-            own = [self.parameters[i] for i in self.reach.specific[self.tasks[k]]]
-            grads = torch.autograd.grad(
-                loss * self.scale, self.shared + own, retain_graph=n + 1 < len(with_graph), allow_unused=True
-            )
-            self.grads.add(k, grads[: len(self.shared)])
-            for parameter, grad in zip(own, grads[len(self.shared) :], strict=True):
-                if grad is not None:
-                    set_grad(parameter, grad if parameter.grad is None else parameter.grad + grad)
-            del grads  # or two tasks' gradients live at once beside the buffer
-
-    def _combine_per_task(self, losses: Tensor) -> Tensor:
-        grads_KP = self.grads.finish()
-        self.reduce(grads_KP)
-        self._reduce_gradients([self.parameters[i] for k in self.present for i in self.reach.specific[self.tasks[k]]])
-        rows = torch.tensor(self.present)
-        gram = gram_matrix(grads_KP)[rows[:, None], rows] / self.scale**2
-        shared = self._solve(gram, losses)
-        if shared is None:
-            weights_K = torch.zeros(len(self.tasks), device=self.device)
-            weights_K[self.present] = self.weights
-            shared = weights_K @ grads_KP
-        reached = set(self.reach.of(self.present))
-        for index, parameter, grad in zip(self.reach.shared, self.shared, self.grads.split(shared), strict=True):
-            if index in reached:
-                set_grad(parameter, grad)
-        for weight, k in zip(self.head_weights, self.present, strict=True):
-            for i in self.reach.specific[self.tasks[k]]:
-                self.parameters[i].grad.mul_(weight)  # type: ignore[union-attr]
-        norms = gram.diagonal().clamp_min(0).sqrt()
-        cosines = torch.full((len(self.tasks), len(self.tasks)), float("nan"))
-        cosines[rows[:, None], rows] = (gram / (norms[:, None] * norms).clamp_min(1e-30)).float()
-        return cosines
-
-    def _solve(self, gram: Tensor, losses: Tensor) -> Tensor | None:
-        """Sets the coefficients; returns the shared gradient (P,) where it is not simply their combination."""
+    def solve(self, gram: Tensor, losses: Tensor) -> None:
+        """Set the coefficients from the Gram matrix (k, k) of the raw gradients, which is on the CPU."""
         weighting = self.weighting
         if isinstance(weighting, LossWeighting):
-            self.weights = self.head_weights = self._weights(losses)
-            return None
-        if not gram.isfinite().all():
-            # An overflow of the loss scale: nothing is solved and no state changes; the scaler will find the
-            # infinities in the plain sum and skip the step.
-            self.weights = self.head_weights = torch.ones(len(self.present), device=self.device)
-            return None
-        if isinstance(weighting, GradientWeighting):
-            solution = weighting.coefficients(gram, losses.cpu(), self._present.cpu())
-            self.weights, self.head_weights = (values.to(self.device) for values in solution)
-            return None
-        assert isinstance(weighting, MatrixWeighting)
-        matrix = self.grads.matrix_KP
-        grads_kP = matrix if len(self.present) == len(self.tasks) else matrix[self.present]
-        shared, self.weights, self.head_weights = weighting.combine(
-            grads_kP.div_(self.scale) if self.scale != 1 else grads_kP, losses, self._present
+            self.weights = self.head_weights = self.loss_weights(self.losses[self.present].float())
+            return
+        assert isinstance(weighting, GradientWeighting)
+        if self.overflowed(gram):
+            return
+        slopes = self.slopes().double().cpu()
+        began = time.perf_counter()
+        solution = weighting.coefficients(
+            gram * slopes[:, None] * slopes, losses.cpu(), self.present_tensor.cpu(), slopes.float()
         )
-        return shared * self.scale if self.scale != 1 else shared
+        self.solver_s += time.perf_counter() - began
+        self.weights, self.head_weights = (values.to(self.device) for values in solution)
 
-    # ---- over processes -------------------------------------------------------------------------------------------
+    def overflowed(self, gram: Tensor) -> bool:
+        """An overflow of the loss scale: nothing is solved and no state changes.
 
-    def _reduce_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        The scaler will find the infinities in the plain sum and skip the step.
+        """
+        if gram.isfinite().all():
+            return False
+        self.weights = self.head_weights = torch.ones(len(self.present), device=self.device)
+        return True
+
+    def reduce_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Sum `.grad` over ranks in one flat message; a rank without a graph for a present task adds zeros."""
         for parameter in parameters:
             if parameter.grad is None:
@@ -304,6 +305,46 @@ class Engine:
         for parameter in parameters:
             set_grad(parameter, flat[offset : offset + parameter.numel()].view_as(parameter))
             offset += parameter.numel()
+
+    def weigh_specific(self) -> None:
+        """Multiply the gradients of task-specific parameters, those of the plain losses, by `head_weights`."""
+        for weight, k in zip(self.head_weights, self.present, strict=True):
+            for parameter in self.specific(k):
+                parameter.grad.mul_(weight)  # type: ignore[union-attr]
+
+    # ---- the rest of a step ---------------------------------------------------------------------------------------
+
+    def _own_gradient(self, losses: Tensor) -> None:
+        """Gradient of the weighting's own parameters at the global losses, identical on every rank."""
+        own = [p for p in self.weighting.parameters() if p.requires_grad]
+        if not own:
+            return
+        if not isinstance(self.weighting, LossWeighting):  # left there by the solve
+            for parameter in own:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(self.scale)
+            return
+        with torch.enable_grad():
+            total = self.weighting.combine(losses.detach(), self.present_tensor) * self.scale
+            for parameter, grad in zip(own, torch.autograd.grad(total, own, allow_unused=True), strict=True):
+                parameter.grad = grad
+
+    def _add_extra(self) -> None:
+        """What a method adds to the weighted gradient: a vector over all parameters, equal on every rank."""
+        extra = self.weighting.extra_gradient()
+        if extra is None:
+            return
+        parts = extra.split([p.numel() for p in self.parameters])
+        for parameter, part in zip(self.parameters, parts, strict=True):
+            grad = part.view_as(parameter) * self.scale
+            set_grad(parameter, grad if parameter.grad is None else parameter.grad + grad)
+
+    def _looked_at(self, gram: Tensor) -> dict[str, Tensor]:
+        rows = torch.tensor(self.present)
+        norms = gram.diagonal().clamp_min(0).sqrt()
+        cosines = torch.full((len(self.tasks), len(self.tasks)), float("nan"))
+        cosines[rows[:, None], rows] = (gram / (norms[:, None] * norms).clamp_min(1e-30)).float()
+        return {"grad_norms": self._spread(norms), "cosines": cosines}
 
     def _spread(self, values: Tensor) -> Tensor:
         full = torch.full((len(self.tasks),), float("nan"))
@@ -320,6 +361,12 @@ def set_grad(parameter: nn.Parameter, grad: Tensor) -> None:
     if grad.dtype != parameter.dtype or grad.stride() != parameter.stride():
         grad = torch.empty_like(parameter).copy_(grad)
     parameter.grad = grad
+
+
+def add_grad(parameter: nn.Parameter, grad: Tensor | None) -> None:
+    """Add to `.grad`, as `set_grad`."""
+    if grad is not None:
+        set_grad(parameter, grad if parameter.grad is None else parameter.grad + grad)
 
 
 def identity(tensor: Tensor) -> Tensor:

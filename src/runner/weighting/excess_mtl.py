@@ -25,7 +25,8 @@ class ExcessMTL(MatrixWeighting):
         robust_step_size: η.
         warm_up: epochs with equal weights whose mean excess risk is the baseline (appendix C.1); 0: the first step.
         heads: weights are those of the losses; "unweighted" leaves task-specific parameters on their plain loss.
-        scale: "mean" (weights sum to 1, the paper) or "sum" (to the number of present tasks).
+        scale: "paper" is weights that sum to 1.
+        shared: see `MatrixWeighting`.
     """
 
     per_parameter: ClassVar[tuple[str, ...]] = ("squares",)
@@ -41,12 +42,12 @@ class ExcessMTL(MatrixWeighting):
         robust_step_size: PositiveFloat = 1.0,
         warm_up: NonNegativeInt = 3,
         heads: Literal["weighted", "unweighted"] = "weighted",
-        scale: Literal["sum", "mean"] = "mean",
+        scale: Literal["paper", "one", "tasks"] = "paper",
+        shared: list[str] | None = None,
     ) -> None:
-        super().__init__(tasks, heads)
+        super().__init__(tasks, heads, scale, shared)
         self.robust_step_size = robust_step_size
         self.warm_up = warm_up
-        self.scale = scale
         self.warming = False
         for name in ("logits", "baseline_sum", "baseline_steps"):
             self.register_buffer(name, torch.zeros(len(tasks)))
@@ -72,6 +73,4 @@ class ExcessMTL(MatrixWeighting):
             self.logits[present] = logits
             self.logits -= self.logits.max()
         weights = self.logits[present].softmax(0)
-        if self.scale == "sum":
-            weights = weights * len(weights)
         return weights @ grads_kP, weights, weights if self.heads == "weighted" else torch.ones_like(weights)

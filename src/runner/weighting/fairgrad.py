@@ -10,7 +10,7 @@ from torch import Tensor
 from runner.config.kinds import NonNegativeFloat, PositiveFloat, PositiveInt
 from runner.tasks.base import Task
 from runner.weighting.base import GradientWeighting
-from runner.weighting.nash_mtl import clip_factor, rescale
+from runner.weighting.nash_mtl import clip_factor
 from runner.weighting.solvers import Array, fair, on_gram, without_zeros
 
 
@@ -25,8 +25,8 @@ class FairGrad(GradientWeighting):
         alpha: 1 is proportional fairness (Nash-MTL's system), larger values approach max-min fairness (MGDA).
         max_norm: length at which the gradient of the shared parameters is clipped (the authors' code); 0 for none.
         heads: the authors' code leaves task-specific parameters on their plain loss.
-        scale: "paper", or w rescaled to sum to the number of present tasks ("sum") or to 1 ("mean"), before clipping.
-        every: solve every n steps.
+        scale: "paper" is the solution as it is, which depends on the scale of the losses; clipping comes after it.
+        every, mode, shared: see `GradientWeighting`.
     """
 
     def __init__(
@@ -36,21 +36,20 @@ class FairGrad(GradientWeighting):
         alpha: PositiveFloat = 2.0,
         max_norm: NonNegativeFloat = 1.0,
         heads: Literal["weighted", "unweighted"] = "unweighted",
-        scale: Literal["paper", "sum", "mean"] = "paper",
+        scale: Literal["paper", "one", "tasks"] = "paper",
         every: PositiveInt = 1,
+        mode: Literal["parameters", "gram", "representation"] = "parameters",
+        shared: list[str] | None = None,
     ) -> None:
-        super().__init__(tasks, heads, every)
+        super().__init__(tasks, heads, scale, every, mode, shared)
         self.alpha = alpha
         self.max_norm = max_norm
-        self.scale = scale
 
     def solve(self, gram: Tensor, losses: Tensor, present: Tensor) -> Tensor:
-        weights = gram.new_ones(1) if len(gram) == 1 else fair_weights(gram, self.alpha)
-        self._unclipped = rescale(weights, self.scale)
-        return self._unclipped * clip_factor(gram, self._unclipped, self.max_norm)
+        return gram.new_ones(1) if len(gram) == 1 else fair_weights(gram, self.alpha)
 
-    def head_coefficients(self, coefficients: Tensor, gram: Tensor, losses: Tensor) -> Tensor:
-        return super().head_coefficients(self._unclipped, gram, losses)
+    def clip(self, coefficients: Tensor, gram: Tensor) -> Tensor:
+        return coefficients * clip_factor(gram, coefficients, self.max_norm)
 
 
 @on_gram

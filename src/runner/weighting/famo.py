@@ -38,6 +38,7 @@ class FAMO(LossWeighting):
         scale: "mean": the weights sum to 1 as in the paper; "sum": to the number of present tasks.
     """
 
+    log_losses: ClassVar[bool] = False  # needs positive losses
     linear: ClassVar[bool] = False  # the weights depend on this step's losses
     wants_second_losses: ClassVar[bool] = True
     xi: Tensor

@@ -30,6 +30,7 @@ class FocalTask(LossWeighting):
         scale: "mean" over the present tasks, or "sum".
     """
 
+    log_losses: ClassVar[bool] = False  # needs positive losses
     linear: ClassVar[bool] = False  # the weights depend on this step's losses
 
     def __init__(

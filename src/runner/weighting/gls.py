@@ -20,6 +20,7 @@ class GLS(LossWeighting):
     whole gradient by c^(1/K) and changes nothing between the tasks.
     """
 
+    log_losses: ClassVar[bool] = False  # needs positive losses
     linear: ClassVar[bool] = False  # the weights depend on this step's losses
 
     def __init__(self, tasks: Mapping[str, Task]) -> None:

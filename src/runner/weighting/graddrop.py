@@ -22,8 +22,9 @@ class GradDrop(MatrixWeighting):
 
     Args:
         leak: share of the masked gradients that passes anyway.
-        scale: "sum" as in the paper, or "mean" over the present tasks.
         seed: of the draws; None takes the run's; the generator's state is part of the checkpoint.
+        scale: "paper" is the sum of the masked gradients.
+        shared: see `MatrixWeighting`.
     """
 
     def __init__(
@@ -31,12 +32,12 @@ class GradDrop(MatrixWeighting):
         tasks: Mapping[str, Task],
         *,
         leak: Fraction = 0.0,
-        scale: Literal["sum", "mean"] = "sum",
         seed: NonNegativeInt | None = None,
+        scale: Literal["paper", "one", "tasks"] = "paper",
+        shared: list[str] | None = None,
     ) -> None:
-        super().__init__(tasks, "unweighted")
+        super().__init__(tasks, "unweighted", scale, shared)
         self.leak = leak
-        self.scale = scale
         self.random = GeneratorState(seed)
 
     def combine(self, grads_kP: Tensor, losses: Tensor, present: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -48,8 +49,7 @@ class GradDrop(MatrixWeighting):
             generator=torch.Generator(grads_kP.device).manual_seed(int(draw)),
         )
         ones = torch.ones_like(losses)
-        scale = 1.0 if self.scale == "sum" else 1.0 / len(losses)
-        return pick_sign(grads_kP, uniform_P, self.leak) * scale, ones * scale, ones
+        return pick_sign(grads_kP, uniform_P, self.leak), ones, ones
 
 
 def pick_sign(grads_kP: Tensor, uniform_P: Tensor, leak: float = 0.0) -> Tensor:

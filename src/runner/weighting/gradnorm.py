@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +29,11 @@ class GradNorm(MatrixWeighting):
         alpha: how strongly training rates are pulled together.
         lr: learning rate of w; None takes the model's.
         heads: "weighted": w are weights of the losses.
+        scale: "paper" is weights that sum to K.
+        shared: see `MatrixWeighting`.
     """
 
+    log_losses: ClassVar[bool] = False  # needs positive losses
     initial_losses: Tensor
 
     def __init__(
@@ -40,8 +43,10 @@ class GradNorm(MatrixWeighting):
         alpha: NonNegativeFloat = 1.5,
         lr: PositiveFloat | None = 0.025,
         heads: Literal["weighted", "unweighted"] = "weighted",
+        scale: Literal["paper", "one", "tasks"] = "paper",
+        shared: list[str] | None = None,
     ) -> None:
-        super().__init__(tasks, heads)
+        super().__init__(tasks, heads, scale, shared)
         self.alpha = alpha
         self.lr = lr
         self.weights = nn.Parameter(torch.ones(len(tasks)))

@@ -25,9 +25,9 @@ class GradVac(GradientWeighting):
     Args:
         beta: weight of a new cosine in its average.
         heads: task-specific parameters on their plain loss, or with the coefficient too.
-        scale: "sum" as in the paper, or "mean" over the present tasks.
         seed: of the random orders; None takes the run's.
-        every: solve, and update the averages, every n steps.
+        scale: "paper" is the sum of the turned gradients.
+        every, mode, shared: see `GradientWeighting`.
     """
 
     target: Tensor
@@ -38,13 +38,14 @@ class GradVac(GradientWeighting):
         *,
         beta: Fraction = 0.01,
         heads: Literal["weighted", "unweighted"] = "unweighted",
-        scale: Literal["sum", "mean"] = "sum",
         seed: NonNegativeInt | None = None,
+        scale: Literal["paper", "one", "tasks"] = "paper",
         every: PositiveInt = 1,
+        mode: Literal["parameters", "gram", "representation"] = "parameters",
+        shared: list[str] | None = None,
     ) -> None:
-        super().__init__(tasks, heads, every)
+        super().__init__(tasks, heads, scale, every, mode, shared)
         self.beta = beta
-        self.scale = scale
         self.random = GeneratorState(seed)
         self.register_buffer("target", torch.zeros(len(tasks), len(tasks), dtype=torch.float64))
 
@@ -53,8 +54,7 @@ class GradVac(GradientWeighting):
         orders = [self.random.permutation(len(gram)) for _ in range(len(gram))]
         rows, target = vaccinate(gram.numpy(), orders, self.target[pairs].cpu().numpy(), self.beta)
         self.target[pairs] = torch.from_numpy(target).to(self.target)
-        total = torch.from_numpy(rows.sum(0))
-        return total if self.scale == "sum" else total / len(gram)
+        return torch.from_numpy(rows.sum(0))
 
 
 def vaccinate(gram: Array, orders: list[list[int]], target: Array, beta: float) -> tuple[Array, Array]:

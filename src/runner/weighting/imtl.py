@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +26,11 @@ class IMTL(GradientWeighting):
         lr: learning rate of s; None takes the model's.
         init: initial s.
         heads: "unweighted" as in the paper: e^{s_k}; "weighted" puts the coefficient of the shared parameters on them.
-        scale: "mean" (α sums to 1, the paper) or "sum" (to the number of present tasks).
-        every: solve, and update s, every n steps.
+        scale: "paper" is coefficients that sum to 1 before the learned scales.
+        every, mode, shared: see `GradientWeighting`.
     """
+
+    log_losses: ClassVar[bool] = False  # needs positive losses
 
     def __init__(
         self,
@@ -37,12 +39,13 @@ class IMTL(GradientWeighting):
         lr: PositiveFloat | None = None,
         init: float = 0.0,
         heads: Literal["weighted", "unweighted"] = "unweighted",
-        scale: Literal["sum", "mean"] = "mean",
+        scale: Literal["paper", "one", "tasks"] = "paper",
         every: PositiveInt = 1,
+        mode: Literal["parameters", "gram", "representation"] = "parameters",
+        shared: list[str] | None = None,
     ) -> None:
-        super().__init__(tasks, heads, every)
+        super().__init__(tasks, heads, scale, every, mode, shared)
         self.lr = lr
-        self.scale = scale
         self.log_scale = nn.Parameter(torch.full((len(tasks),), float(init)))
 
     def solve(self, gram: Tensor, losses: Tensor, present: Tensor) -> Tensor:
@@ -50,8 +53,7 @@ class IMTL(GradientWeighting):
         self.log_scale.grad = torch.zeros_like(self.log_scale)
         self.log_scale.grad[present] = (factors * losses.to(gram) - 1).to(self.log_scale)
         self._factors = factors
-        weights = impartial(gram * factors[:, None] * factors) * factors
-        return weights if self.scale == "mean" else weights * len(gram)
+        return impartial(gram * factors[:, None] * factors) * factors
 
     def head_coefficients(self, coefficients: Tensor, gram: Tensor, losses: Tensor) -> Tensor:
         return coefficients if self.heads == "weighted" else self._factors

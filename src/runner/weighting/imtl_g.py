@@ -21,8 +21,8 @@ class IMTLG(GradientWeighting):
 
     Args:
         heads: the paper leaves task-specific parameters on their own plain loss.
-        scale: "mean" (α sums to 1, the paper) or "sum" (to the number of present tasks).
-        every: solve every n steps.
+        scale: "paper" is coefficients that sum to 1, some may be negative.
+        every, mode, shared: see `GradientWeighting`.
     """
 
     def __init__(
@@ -30,15 +30,15 @@ class IMTLG(GradientWeighting):
         tasks: Mapping[str, Task],
         *,
         heads: Literal["weighted", "unweighted"] = "unweighted",
-        scale: Literal["sum", "mean"] = "mean",
+        scale: Literal["paper", "one", "tasks"] = "paper",
         every: PositiveInt = 1,
+        mode: Literal["parameters", "gram", "representation"] = "parameters",
+        shared: list[str] | None = None,
     ) -> None:
-        super().__init__(tasks, heads, every)
-        self.scale = scale
+        super().__init__(tasks, heads, scale, every, mode, shared)
 
     def solve(self, gram: Tensor, losses: Tensor, present: Tensor) -> Tensor:
-        weights = impartial(gram)
-        return weights if self.scale == "mean" else weights * len(gram)
+        return impartial(gram)
 
 
 @on_gram

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,8 @@ class IMTLL(LossWeighting):
         lr: learning rate of s; None takes the model's.
         init: initial s; the paper starts at 0, which is equal weighting.
     """
+
+    log_losses: ClassVar[bool] = False  # needs positive losses
 
     def __init__(self, tasks: Mapping[str, Task], *, lr: PositiveFloat | None = None, init: float = 0.0) -> None:
         super().__init__(tasks)

@@ -25,8 +25,8 @@ class MGDA(GradientWeighting):
     Args:
         norm: what each gradient is divided by while solving: "none", its length ("l2"), its loss, or both ("loss+").
         heads: the authors' code weighs the task-specific parameters too.
-        scale: "mean" (weights sum to 1, the paper) or "sum" (to the number of present tasks).
-        every: solve every n steps.
+        scale: "paper" is coefficients that sum to 1.
+        every, mode, shared: see `GradientWeighting`.
     """
 
     def __init__(
@@ -35,16 +35,16 @@ class MGDA(GradientWeighting):
         *,
         norm: Literal["none", "l2", "loss", "loss+"] = "none",
         heads: Literal["weighted", "unweighted"] = "weighted",
-        scale: Literal["sum", "mean"] = "mean",
+        scale: Literal["paper", "one", "tasks"] = "paper",
         every: PositiveInt = 1,
+        mode: Literal["parameters", "gram", "representation"] = "parameters",
+        shared: list[str] | None = None,
     ) -> None:
-        super().__init__(tasks, heads, every)
+        super().__init__(tasks, heads, scale, every, mode, shared)
         self.norm: Norm = norm
-        self.scale = scale
 
     def solve(self, gram: Tensor, losses: Tensor, present: Tensor) -> Tensor:
-        weights = min_norm_weights(normalise(gram, losses, self.norm))
-        return weights if self.scale == "mean" else weights * len(weights)
+        return min_norm_weights(normalise(gram, losses, self.norm))
 
 
 min_norm_weights = on_gram(min_norm)

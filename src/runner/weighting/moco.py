@@ -27,7 +27,8 @@ class MoCo(MatrixWeighting):
         normalize: "none" as in the algorithm; "loss" tracks L_k·g_k/‖g_k‖ as in the authors' experiments.
         projection: onto the simplex, by Euclidean distance ("simplex", the paper) or "softmax" (their experiments).
         heads: task-specific parameters on their plain loss, or weighted too.
-        scale: "mean" (weights sum to 1, the paper) or "sum" (to the number of present tasks).
+        scale: "paper" is weights that sum to 1.
+        shared: see `MatrixWeighting`.
     """
 
     per_parameter: ClassVar[tuple[str, ...]] = ("tracked",)
@@ -47,15 +48,15 @@ class MoCo(MatrixWeighting):
         normalize: Literal["none", "loss"] = "none",
         projection: Literal["simplex", "softmax"] = "simplex",
         heads: Literal["weighted", "unweighted"] = "unweighted",
-        scale: Literal["sum", "mean"] = "mean",
+        scale: Literal["paper", "one", "tasks"] = "paper",
+        shared: list[str] | None = None,
     ) -> None:
-        super().__init__(tasks, heads)
+        super().__init__(tasks, heads, scale, shared)
         self.beta, self.beta_sigma = beta, beta_sigma
         self.gamma, self.gamma_sigma = gamma, gamma_sigma
         self.rho = rho
         self.normalize = normalize
         self.projection = projection
-        self.scale = scale
         self.register_buffer("weights", torch.full((len(tasks),), 1.0 / len(tasks)))
         self.register_buffer("steps", torch.zeros(()))
 
@@ -73,8 +74,6 @@ class MoCo(MatrixWeighting):
         project = project_simplex if self.projection == "simplex" else (lambda v: v.softmax(0))
         weights = project(weights - gamma * slope)
         self.weights[present] = weights * share
-        if self.scale == "sum":
-            weights = weights * len(weights)
         return weights @ tracked_kP, weights, weights if self.heads == "weighted" else torch.ones_like(weights)
 
 

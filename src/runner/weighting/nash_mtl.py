@@ -24,8 +24,8 @@ class NashMTL(GradientWeighting):
     Args:
         max_norm: length at which the gradient of the shared parameters is clipped; 0 for no clipping.
         heads: the paper weighs the task-specific parameters too (they are not clipped).
-        scale: "paper", or α rescaled to sum to the number of present tasks ("sum") or to 1 ("mean"), before clipping.
-        every: solve every n steps (`update_weights_every` in the paper's code).
+        scale: "paper" is the solution as it is; clipping comes after it.
+        every, mode, shared: see `GradientWeighting`.
     """
 
     def __init__(
@@ -34,23 +34,19 @@ class NashMTL(GradientWeighting):
         *,
         max_norm: NonNegativeFloat = 1.0,
         heads: Literal["weighted", "unweighted"] = "weighted",
-        scale: Literal["paper", "sum", "mean"] = "paper",
+        scale: Literal["paper", "one", "tasks"] = "paper",
         every: PositiveInt = 1,
+        mode: Literal["parameters", "gram", "representation"] = "parameters",
+        shared: list[str] | None = None,
     ) -> None:
-        super().__init__(tasks, heads, every)
+        super().__init__(tasks, heads, scale, every, mode, shared)
         self.max_norm = max_norm
-        self.scale = scale
-
-    def alphas(self, gram: Tensor) -> Tensor:
-        """The solution before clipping (k,)."""
-        return rescale(bargaining(gram), self.scale)
 
     def solve(self, gram: Tensor, losses: Tensor, present: Tensor) -> Tensor:
-        self._unclipped = self.alphas(gram)
-        return self._unclipped * clip_factor(gram, self._unclipped, self.max_norm)
+        return bargaining(gram)
 
-    def head_coefficients(self, coefficients: Tensor, gram: Tensor, losses: Tensor) -> Tensor:
-        return super().head_coefficients(self._unclipped, gram, losses)
+    def clip(self, coefficients: Tensor, gram: Tensor) -> Tensor:
+        return coefficients * clip_factor(gram, coefficients, self.max_norm)
 
 
 @on_gram
@@ -58,13 +54,6 @@ def bargaining(gram: Array) -> Array:
     """α (K,) with (GG/‖GG‖)α = 1/α; a zero gradient gets the mean α of the others."""
     norm = float(np.linalg.norm(gram))
     return without_zeros(gram, lambda part: fair(part / norm, power=1.0))
-
-
-def rescale(weights: Tensor, scale: Literal["paper", "sum", "mean"]) -> Tensor:
-    """Positive weights as they are, or with the sum K or 1."""
-    if scale == "paper":
-        return weights
-    return weights / (weights.mean() if scale == "sum" else weights.sum())
 
 
 def clip_factor(gram: Tensor, weights: Tensor, max_norm: float) -> float:

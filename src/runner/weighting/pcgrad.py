@@ -23,9 +23,9 @@ class PCGrad(GradientWeighting):
 
     Args:
         heads: the paper leaves task-specific parameters on their own plain loss.
-        scale: "sum" as in the paper, or "mean" over the present tasks.
         seed: of the random orders; None takes the run's. The generator's state is part of the checkpoint.
-        every: solve every n steps.
+        scale: "paper" is the sum of the projected gradients.
+        every, mode, shared: see `GradientWeighting`.
     """
 
     def __init__(
@@ -33,18 +33,17 @@ class PCGrad(GradientWeighting):
         tasks: Mapping[str, Task],
         *,
         heads: Literal["weighted", "unweighted"] = "unweighted",
-        scale: Literal["sum", "mean"] = "sum",
         seed: NonNegativeInt | None = None,
+        scale: Literal["paper", "one", "tasks"] = "paper",
         every: PositiveInt = 1,
+        mode: Literal["parameters", "gram", "representation"] = "parameters",
+        shared: list[str] | None = None,
     ) -> None:
-        super().__init__(tasks, heads, every)
-        self.scale = scale
+        super().__init__(tasks, heads, scale, every, mode, shared)
         self.random = GeneratorState(seed)
 
     def solve(self, gram: Tensor, losses: Tensor, present: Tensor) -> Tensor:
-        rows = project_conflicts(gram, [self.random.permutation(len(gram)) for _ in range(len(gram))])
-        total = rows.sum(0)
-        return total if self.scale == "sum" else total / len(gram)
+        return project_conflicts(gram, [self.random.permutation(len(gram)) for _ in range(len(gram))]).sum(0)
 
 
 def project_conflicts(gram: Tensor, orders: list[list[int]]) -> Tensor:

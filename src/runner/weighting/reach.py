@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
+
+from runner.errors import Problem, UserError, suggest
 
 
 @dataclass(frozen=True)
@@ -16,11 +19,43 @@ class Reach:
         shared: reached by more than one task; gradient methods act on these.
         specific: task → reached by this task alone.
         reached: task → everything its loss reaches.
+        rest: reached by more than one task, but not counted as shared (see `restrict`).
     """
 
     shared: tuple[int, ...]
     specific: Mapping[str, tuple[int, ...]]
     reached: Mapping[str, frozenset[int]]
+    rest: tuple[int, ...] = ()
+
+    def restrict(self, names: Sequence[str], patterns: Sequence[str] | None) -> Reach:
+        """The same, with only those shared parameters counted as shared whose name a pattern matches.
+
+        Args:
+            names: of the trainable parameters, in their order.
+            patterns: as in a shell, such as `backbone.*`; None counts them all.
+
+        Raises:
+            UserError: a pattern matches no shared parameter; all such patterns at once.
+        """
+        if patterns is None:
+            return self
+        shared = {i: names[i] for i in self.shared}
+        known = sorted({".".join(name.split(".")[:2]) + ".*" for name in shared.values()})
+        problems = [
+            Problem(
+                f"weighting.shared: no parameter that several tasks share matches '{pattern}'",
+                suggest(pattern, known),
+                "runner train --dry-run",
+            )
+            for pattern in patterns
+            if not any(fnmatchcase(name, pattern) for name in shared.values())
+        ]
+        if not patterns:
+            problems = [Problem("weighting.shared=[] counts no parameter as shared", "null counts them all")]
+        if problems:
+            raise UserError(problems)
+        chosen = tuple(i for i, name in shared.items() if any(fnmatchcase(name, p) for p in patterns))
+        return replace(self, shared=chosen, rest=tuple(i for i in self.shared if i not in set(chosen)))
 
     def of(self, positions: Sequence[int]) -> list[int]:
         """All parameters that the tasks at these positions reach, in order."""

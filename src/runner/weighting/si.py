@@ -19,6 +19,7 @@ class ScaleInvariant(LossWeighting):
     grow as the losses fall: the learning rate means something else than under equal weighting.
     """
 
+    log_losses: ClassVar[bool] = False  # needs positive losses
     linear: ClassVar[bool] = False  # the weights depend on this step's losses
 
     def __init__(self, tasks: Mapping[str, Task]) -> None:

@@ -31,6 +31,7 @@ class STCH(LossWeighting):
         warmup_epoch: the epoch, counted from 0, that sets the nadirs.
     """
 
+    log_losses: ClassVar[bool] = False  # needs positive losses
     linear: ClassVar[bool] = False  # the weights depend on this step's losses
     nadir: Tensor
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ class Uncertainty(LossWeighting):
         init: initial s.
     """
 
+    log_losses: ClassVar[bool] = False  # needs positive losses
     factors: Tensor
 
     def __init__(self, tasks: Mapping[str, Task], *, lr: PositiveFloat | None = None, init: float = 0.0) -> None:

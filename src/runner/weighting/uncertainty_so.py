@@ -27,6 +27,7 @@ class UncertaintySO(LossWeighting):
         scale: "mean": the weights sum to 1 as in the paper; "sum": to the number of present tasks.
     """
 
+    log_losses: ClassVar[bool] = False  # needs positive losses
     linear: ClassVar[bool] = False  # the weights depend on this step's losses
 
     def __init__(

@@ -22,8 +22,8 @@ class UPGrad(GradientWeighting):
     Args:
         reg_eps: added to the diagonal of GG/trace(GG); smaller is closer to no conflict, larger is smoother.
         heads: the authors' library leaves task-specific parameters on their plain loss.
-        scale: "mean" of the projections as in the paper, or their "sum".
-        every: solve every n steps.
+        scale: "paper" is the mean of the projections.
+        every, mode, shared: see `GradientWeighting`.
     """
 
     def __init__(
@@ -32,16 +32,16 @@ class UPGrad(GradientWeighting):
         *,
         reg_eps: PositiveFloat = 1e-4,
         heads: Literal["weighted", "unweighted"] = "unweighted",
-        scale: Literal["sum", "mean"] = "mean",
+        scale: Literal["paper", "one", "tasks"] = "paper",
         every: PositiveInt = 1,
+        mode: Literal["parameters", "gram", "representation"] = "parameters",
+        shared: list[str] | None = None,
     ) -> None:
-        super().__init__(tasks, heads, every)
+        super().__init__(tasks, heads, scale, every, mode, shared)
         self.reg_eps = reg_eps
-        self.scale = scale
 
     def solve(self, gram: Tensor, losses: Tensor, present: Tensor) -> Tensor:
-        rows = dual_cone_projections(gram, self.reg_eps)
-        return rows.mean(0) if self.scale == "mean" else rows.sum(0)
+        return dual_cone_projections(gram, self.reg_eps).mean(0)
 
 
 @on_gram

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -15,3 +18,9 @@ def upsample(x_BCHW: Tensor, factor: int, size: tuple[int, int]) -> Tensor:
     if factor > 1:
         x_BCHW = F.interpolate(x_BCHW, scale_factor=factor, mode="bilinear", align_corners=False)
     return x_BCHW[..., : size[0], : size[1]]
+
+
+def concatenated(levels: Sequence[Tensor], strides: Sequence[int]) -> Tensor:
+    """All levels at the finest one's resolution, side by side: (B, ΣC, H, W)."""
+    size = levels[0].shape[-2:]
+    return torch.cat([upsample(x, s // strides[0], size) for x, s in zip(levels, strides, strict=True)], dim=1)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from runner.errors import UserError
-from runner.reporting.baselines import read_baseline
+from runner.reporting.given import read_baseline
 
 NUMBERS = {"depth": {"rmse": 0.5}, "edge": {"f": 0.7}}
 

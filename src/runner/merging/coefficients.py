@@ -1,0 +1,31 @@
+"""Coefficients of a merge: one per expert, scaled or replaced for the tensors that a pattern names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from functools import lru_cache
+
+Factor = float | Sequence[float]
+"""A number for all experts, or one per expert."""
+
+
+@lru_cache(maxsize=4096)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern)
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a tensor's name fits: a glob over the whole name (`*.attn.*`), or `re:` and an expression found in it."""
+    if pattern.startswith("re:"):
+        return _compiled(pattern[3:]).search(name) is not None
+    return fnmatchcase(name, pattern)
+
+
+def factor_at(layers: Mapping[str, Factor], name: str, experts: int) -> list[float]:
+    """The factor of each expert for one tensor: of the first pattern that fits, else 1."""
+    for pattern, value in layers.items():
+        if matches(pattern, name):
+            return [float(value)] * experts if isinstance(value, int | float) else [float(v) for v in value]
+    return [1.0] * experts

@@ -1,0 +1,167 @@
+"""Merge results that are more than one set of weights: modules that evaluate, save, load and resume like any model.
+
+A `MergedModule` is rebuilt from the run's own configuration and the plain values that `plain` gave when it was saved;
+its tensors come from the checkpoint. Nothing is imported from a name that a checkpoint holds.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from runner.merging.base import Merge, Merged
+from runner.merging.decoders import decode, read_by
+from runner.merging.packing import packed_bytes, unpack
+from runner.merging.sources import Models
+from runner.types import Group
+
+
+class MergedModule(nn.Module):
+    """Base of results that are modules; has the experts' heads and the call of an architecture.
+
+    Attributes:
+        frame: the architecture whose body gets weights from outside; its own body weights are not used.
+    """
+
+    frame: nn.Module
+
+    def forward(self, group: Group, tasks: Sequence[str]) -> dict[str, Tensor]:
+        """Predictions by task name, as of an architecture."""
+        raise NotImplementedError
+
+    def plain(self) -> dict[str, Any]:
+        """What `restore` needs besides the model and the strategy: JSON-able."""
+        return {}
+
+    @classmethod
+    def restore(cls, strategy: Merge, model: nn.Module, plain: Mapping[str, Any], shapes: Shapes) -> MergedModule:
+        """The module with unset tensors.
+
+        Args:
+            strategy: as configured. model: the architecture. plain: of the saved module.
+            shapes: expert → tensors of the shapes that its weights have.
+        """
+        raise NotImplementedError
+
+    def run(self, tensors: Mapping[str, Tensor], group: Group, tasks: Sequence[str]) -> dict[str, Tensor]:
+        """The frame with given body weights."""
+        return torch.func.functional_call(self.frame, dict(tensors), (group, tasks))
+
+
+Shapes = Mapping[str, Mapping[str, Tensor]]
+
+
+class Bank(nn.Module):
+    """Tensors by dotted name, as buffers of a module: part of its state, moved with it."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.names = tuple(tensors)
+        for name, tensor in tensors.items():
+            self.register_buffer(_key(name), tensor.detach().clone())
+
+    def __getitem__(self, name: str) -> Tensor:
+        return getattr(self, _key(name))
+
+    def items(self) -> list[tuple[str, Tensor]]:
+        """(name, tensor) in order."""
+        return [(name, self[name]) for name in self.names]
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "/")
+
+
+def empty(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Zeros of the same shapes."""
+    return {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+
+
+def frame_of(model: nn.Module) -> nn.Module:
+    """A copy of an architecture, heads included."""
+    return copy.deepcopy(model)
+
+
+class Switch(MergedModule):
+    """Shared weights and codes per task, from which each task gets weights of its own (TALL masks, EMR, …).
+
+    Stored: base, shared weights and packed codes; a task's weights are restored when it is first asked for.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        strategy: Merge,
+        experts: Sequence[str],
+        base: Mapping[str, Tensor],
+        shared: Mapping[str, Tensor],
+        parts: Mapping[str, Mapping[str, Tensor]],
+        state: Any,
+    ) -> None:
+        super().__init__()
+        self.frame, self.strategy, self.experts, self.state = frame_of(model), strategy, tuple(experts), state
+        self.base, self.shared = Bank(base), Bank(shared)
+        self.parts = nn.ModuleDict({part: Bank(codes) for part, codes in parts.items()})
+        self._at: tuple[str, dict[str, Tensor]] | None = None
+
+    @classmethod
+    def of(cls, model: nn.Module, strategy: Merge, merged: Merged, models: Models) -> Switch:
+        """From the result of a merge in memory."""
+        assert models.base is not None
+        base = {name: models.base.whole(name).float() for name in merged.tensors}
+        return cls(model, strategy, models.names, base, merged.tensors, merged.parts, merged.state)
+
+    def forward(self, group: Group, tasks: Sequence[str]) -> dict[str, Tensor]:
+        return {task: self.run(self.weights(task), group, [task])[task] for task in tasks}
+
+    def weights(self, task: str) -> dict[str, Tensor]:
+        """The body weights of one task; kept until another task is asked for."""
+        if self._at is None or self._at[0] != task:
+            kind, bits = self.strategy.decoder, self.strategy.parts(self.experts)
+            assert kind is not None
+            found = {}
+            for name, shared in self.shared.items():
+                banks: Any = self.parts
+                codes = {
+                    part: unpack(banks[part][name].cpu(), width, shared.numel()).to(shared.device)
+                    for part, width in bits.items()
+                    if read_by(part, task)
+                }
+                scalars = self.strategy.scalars(name, self.experts, self.state)
+                base, flat = self.base[name].reshape(-1), shared.reshape(-1).float()
+                found[name] = decode(kind, task, base, flat, codes, scalars).view(shared.shape)
+            self._at = (task, found)
+        return self._at[1]
+
+    def plain(self) -> dict[str, Any]:
+        return {"state": self.state}
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self._at = None
+        return super()._apply(fn, recurse)
+
+    def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
+        self._at = None
+        return super().load_state_dict(*arguments, **options)
+
+    @classmethod
+    def restore(cls, strategy: Merge, model: nn.Module, plain: Mapping[str, Any], shapes: Shapes) -> MergedModule:
+        first = next(iter(shapes.values()))
+        floating = {n: t for n, t in first.items() if t.is_floating_point()}
+        parts = {
+            part: {n: torch.zeros(packed_bytes(t.numel(), bits), dtype=torch.uint8) for n, t in floating.items()}
+            for part, bits in strategy.parts(tuple(shapes)).items()
+        }
+        return cls(model, strategy, tuple(shapes), empty(floating), empty(floating), parts, plain["state"])
+
+
+def rebuild(strategy: Merge, model: nn.Module, plain: Mapping[str, Any] | None, shapes: Shapes) -> nn.Module:
+    """What a checkpoint's tensors fit into: the model itself, or the strategy's module."""
+    if plain is None:
+        return model
+    kind: type[MergedModule] = getattr(strategy, "module_type", Switch)
+    return kind.restore(strategy, model, plain, shapes).to(next(model.parameters()).device)

@@ -1,0 +1,111 @@
+"""Merging in the space of singular vectors: TSV-M (Gargiulo et al. 2025), Iso-C and Iso-CTS (Marczak et al. 2025)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from runner.config.kinds import Fraction
+from runner.merging.base import Block, TaskVectorMerge, Unit
+from runner.merging.linalg import is_matrix, orthogonalise, thin_svd
+
+
+@dataclass(kw_only=True)
+class MatrixMerge(TaskVectorMerge):
+    """A rule for matrices; everything else (biases, norms, filters) is the mean of the task vectors."""
+
+    unit: ClassVar[Unit] = "tensor"
+    copies: ClassVar[int] = 6
+
+    @abstractmethod
+    def combine_matrix(self, block: Block) -> Tensor:
+        """The merged task vector of a matrix (m, n)."""
+
+    def combine(self, block: Block, state: Any) -> Tensor:
+        if is_matrix(block.models[0]):
+            return self.combine_matrix(block)
+        return summed(block).div_(len(block))
+
+
+def summed(block: Block) -> Tensor:
+    """Σ_t w_t τ_t."""
+    total = block.delta(0).mul_(block.weights[0])
+    for t in range(1, len(block)):
+        total.add_(block.delta(t), alpha=block.weights[t])
+    return total
+
+
+@dataclass(kw_only=True)
+class TsvM(MatrixMerge):
+    """Task singular vectors: low rank per task, interference between tasks whitened away.
+
+    Gargiulo et al., "Task Singular Vectors", CVPR 2025, algorithm 1: of every τ_t the largest 1/T of the singular
+    triplets is kept; the left vectors of all tasks are put side by side and orthogonalised (P Qᵀ of their SVD), the
+    right ones likewise; Δ = scale · U⊥ Σ V⊥ᵀ.
+    """
+
+    identities: ClassVar[frozenset[str]] = frozenset({"one", "permuted", "shift", "base"})
+
+    def combine_matrix(self, block: Block) -> Tensor:
+        rank = min(block.models[0].shape)
+        keep = max(1, rank // len(block))
+        us, ss, vs = [], [], []
+        for t in range(len(block)):
+            u, s, vt = thin_svd(block.delta(t))
+            us.append(u[:, :keep])
+            ss.append(s[:keep] * block.weights[t])
+            vs.append(vt[:keep])
+        left, right = orthogonalise(torch.cat(us, 1)), orthogonalise(torch.cat(vs, 0))
+        return (left * torch.cat(ss)) @ right
+
+
+@dataclass(kw_only=True)
+class IsoC(MatrixMerge):
+    """The sum of task vectors with an even spectrum.
+
+    Marczak et al., "No Task Left Behind", ICML 2025, eq. 6: with Σ_t τ_t = U S Vᵀ, Δ = scale · mean(S) · U Vᵀ.
+    """
+
+    identities: ClassVar[frozenset[str]] = frozenset({"permuted", "shift", "base"})
+
+    def combine_matrix(self, block: Block) -> Tensor:
+        u, s, vt = thin_svd(summed(block))
+        return s.mean() * ((u * (s > 0)) @ vt)
+
+
+@dataclass(kw_only=True)
+class IsoCts(MatrixMerge):
+    """Iso-C with room for directions of single tasks.
+
+    Marczak et al., ICML 2025, algorithm 2: the top `common` share of the singular vectors of the sum is kept; what
+    each task has outside their (left) span gives its own top directions, an equal number per task; all are
+    orthogonalised, and the spectrum is their mean.
+
+    Attributes:
+        common: share of the rank that the common directions take.
+    """
+
+    identities: ClassVar[frozenset[str]] = frozenset({"permuted", "shift", "base"})
+
+    common: Fraction = 0.8
+
+    def combine_matrix(self, block: Block) -> Tensor:
+        u, s, vt = thin_svd(summed(block))
+        rank = len(s)
+        own = (rank - round(self.common * rank)) // len(block)
+        kept = rank - own * len(block)
+        us, ss, vs = [u[:, :kept]], [s[:kept]], [vt[:kept]]
+        for t in range(len(block) if own else 0):
+            tau = block.delta(t)
+            tau = tau - u[:, :kept] @ (u[:, :kept].T @ tau)
+            a, b, c = thin_svd(tau)
+            us.append(a[:, :own])
+            ss.append(b[:own])
+            vs.append(c[:own])
+        spectrum = torch.cat(ss)
+        left, right = orthogonalise(torch.cat(us, 1)), orthogonalise(torch.cat(vs, 0))
+        return spectrum.mean() * (left @ right)

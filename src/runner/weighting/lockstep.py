@@ -1,0 +1,357 @@
+"""The Gram matrix of the per-task gradients, layer by layer, without holding K×P floats.
+
+The graph is cut at every layer with shared parameters. The K backward passes then go through the cuts together, from
+the last to the first: all K gradients of a layer exist at the same time, give their inner products, and are dropped.
+Once the coefficients are known, one more backward pass over the same cuts applies them.
+
+For a linear layer the weight's gradients are not even formed where that is cheaper: with inputs A (N×I) and output
+gradients δ_k (N×O), ⟨δ_jᵀA, δ_kᵀA⟩ = Σ (δ_j δ_kᵀ) ∘ (A Aᵀ).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from runner.errors import UserError
+from runner.weighting.buffer import gram_matrix
+from runner.weighting.cut import Cut, cut, map_tensors
+from runner.weighting.engine import Engine, Pass, add_grad, identity
+
+_PIECE = 2**20
+"""Floats of a linear layer's gradients that exist at the same time."""
+
+
+@dataclass
+class _Piece:
+    """A part of the graph that ends at a cut (or at the losses) and begins at earlier cuts and at parameters.
+
+    Attributes:
+        cut: where it ends; None for the losses.
+        sources: the cuts it begins at.
+        parameters: the engine's parameters in it.
+        linear: the layer and its input (N, I), if the piece is one linear layer.
+    """
+
+    cut: Cut | None
+    sources: list[int] = field(default_factory=list)
+    parameters: list[int] = field(default_factory=list)
+    linear: tuple[nn.Linear, Tensor] | None = None
+
+
+class GramPass(Pass):
+    """See the head of this file. One process and one micro-batch: inner products of sums need all their terms.
+
+    Raises:
+        UserError: several processes or micro-batches, or no model to hook.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        if engine.model is None or engine.micro_batches > 1 or engine.reduce is not identity:
+            raise UserError(
+                "weighting.mode=gram needs trainer.accumulation=1 and launch.num_processes=1: the gradients of a step "
+                "must be complete, layer by layer, for their inner products",
+                "use weighting.mode=parameters, which is exact in every setting",
+            )
+        self.index = {id(p): i for i, p in enumerate(engine.parameters)}
+        self.is_shared = [False] * len(engine.parameters)
+        for i in engine.reach.shared:
+            self.is_shared[i] = True
+        self.recording = False
+        for module in _layers(engine.model, {id(p) for p in engine.shared}):
+            if _is_linear(module):
+                module.register_forward_pre_hook(self._before_linear)
+            module.register_forward_hook(self._after)
+
+    # ---- forward --------------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        self.pieces: list[_Piece] = []
+        self.starts: dict[Any, int] = {}  # node at which the graph after a cut begins → number of the cut
+        self.inputs: dict[int, tuple[Tensor, int | None]] = {}
+        self.reused: dict[tuple[Any, int], tuple[Tensor, int]] = {}
+        self.recording = True
+
+    def _cut(self, tensor: Tensor, piece: _Piece) -> Tensor:
+        entry, piece.cut = cut(tensor)
+        self.starts[piece.cut.entry.node] = len(self.pieces)
+        self.pieces.append(piece)
+        return entry
+
+    def _before_linear(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if not self.recording or not torch.is_grad_enabled():
+            return None
+        (tensor,) = args
+        if not tensor.requires_grad:
+            self.inputs[id(module)] = (tensor, None)
+            return None
+        edge = torch.autograd.graph.get_gradient_edge(tensor)
+        if edge.node in self.starts:  # the output of a layer that was cut already
+            self.inputs[id(module)] = (tensor.detach(), self.starts[edge.node])
+            return None
+        key = (edge.node, edge.output_nr)
+        if key not in self.reused:
+            entry = self._cut(tensor, _Piece(None))
+            self.reused[key] = (entry, len(self.pieces) - 1)
+        entry, number = self.reused[key]
+        self.inputs[id(module)] = (tensor.detach(), number)
+        return (entry,)
+
+    def _after(self, module: nn.Module, args: Any, output: Any) -> Any:
+        if not self.recording or not torch.is_grad_enabled():
+            return None
+
+        def change(tensor: Tensor) -> Tensor:
+            if not tensor.requires_grad:
+                return tensor
+            piece = _Piece(None)
+            if _is_linear(module):
+                given, source = self.inputs.pop(id(module))
+                piece.linear = (module, given)  # type: ignore[assignment]
+                piece.sources = [] if source is None else [source]
+                piece.parameters = [self.index[id(p)] for p in module.parameters() if id(p) in self.index]
+            return self._cut(tensor, piece)
+
+        return map_tensors(output, change)
+
+    # ---- backward -------------------------------------------------------------------------------------------------
+
+    def backward(self, partial: Mapping[int, Tensor]) -> None:
+        self.recording = False
+        self.losses = {k: loss for k, loss in partial.items() if loss.requires_grad}
+        for piece in self.pieces:
+            if piece.linear is None:
+                piece.sources, piece.parameters = self._walk([piece.cut.outer.node])  # type: ignore[union-attr]
+        self.top = {k: _Piece(None, *self._walk([loss.grad_fn])) for k, loss in self.losses.items()}
+
+    def finish(self, losses: Tensor) -> Tensor:
+        engine = self.engine
+        rows = torch.tensor(engine.present)
+        gram = self._gram_matrix()[rows[:, None], rows] / engine.scale**2
+        engine.solve(gram, losses)
+        own = {self.index[id(p)] for k in self.losses for p in engine.specific(k)} | set(engine.reach.rest)
+        if engine.head_weights is engine.weights or torch.equal(engine.head_weights, engine.weights):
+            self._apply(engine.weights, own | set(engine.reach.shared))
+        else:
+            self._apply(engine.weights, set(engine.reach.shared))
+            self._apply(engine.head_weights, own)
+        engine.reduce_gradients([engine.parameters[i] for i in engine.reach.of(engine.present)])
+        self.begin()  # lets go of the graph
+        self.recording = False
+        self.losses, self.top = {}, {}
+        return gram
+
+    def _gram_matrix(self) -> Tensor:
+        """(K, K) float64 on the CPU, of the gradients times the loss scale."""
+        engine = self.engine
+        sums = _Sums(engine, self.is_shared, [*self.pieces, *self.top.values()])
+        wanted = self._leads_to(set(engine.reach.shared))
+        pending: dict[int, dict[int, Tensor]] = {}  # cut → task → gradient
+        for k, loss in self.losses.items():
+            piece = self.top[k]
+            self._push(piece, loss * engine.scale, None, k, wanted, pending, sums)
+            sums.passed(piece)
+        for number in reversed(range(len(self.pieces))):
+            piece, grads = self.pieces[number], pending.pop(number, {})
+            if wanted[number] and grads:
+                assert piece.cut is not None
+                if piece.linear is not None:
+                    self._push_linear(piece, grads, wanted, pending, sums)
+                else:
+                    for k, grad in grads.items():
+                        self._push(piece, piece.cut.outer, grad, k, wanted, pending, sums)
+            sums.passed(piece)
+        return sums.gram
+
+    def _push(
+        self, piece: _Piece, output: Any, grad: Tensor | None, k: int, wanted: Sequence[bool], pending: Any, sums: _Sums
+    ) -> None:
+        """Task k's gradient at the end of a piece → at its beginnings."""
+        sources = [s for s in piece.sources if wanted[s]]
+        parameters = [i for i in piece.parameters if self.is_shared[i]]
+        inputs = [self.pieces[s].cut.entry for s in sources] + [self.engine.parameters[i] for i in parameters]  # type: ignore[union-attr]
+        if not inputs:
+            return
+        given = None if grad is None else [grad]
+        found = torch.autograd.grad([output], inputs, given, retain_graph=True, allow_unused=True)
+        for source, part in zip(sources, found, strict=False):
+            _add(pending.setdefault(source, {}), k, part)
+        for i, part in zip(parameters, found[len(sources) :], strict=True):
+            if part is not None:
+                sums.add(i, k, part)
+
+    def _push_linear(
+        self, piece: _Piece, grads: Mapping[int, Tensor], wanted: Sequence[bool], pending: Any, sums: _Sums
+    ) -> None:
+        """The same for a linear layer and all tasks at once; reads the weight once instead of K times."""
+        assert piece.linear is not None
+        layer, given = piece.linear
+        tasks = list(grads)
+        delta_kNO = torch.stack([grads[k] for k in tasks]).reshape(len(tasks), -1, layer.out_features)
+        input_NI = given.reshape(-1, layer.in_features).to(delta_kNO.dtype)
+        for i in piece.parameters:
+            if not self.is_shared[i]:
+                continue
+            if self.engine.parameters[i] is not layer.weight:
+                for k, row in zip(tasks, delta_kNO.sum(1), strict=True):
+                    sums.add(i, k, row)
+            elif sums.only_here(i):
+                sums.add_gram(tasks, linear_gram(delta_kNO, input_NI))
+            else:
+                for k, delta_NO in zip(tasks, delta_kNO, strict=True):
+                    sums.add(i, k, delta_NO.T @ input_NI)
+        for source in piece.sources:
+            if wanted[source]:
+                back_kNI = delta_kNO @ layer.weight.detach().to(delta_kNO.dtype)
+                cut_ = self.pieces[source].cut
+                assert cut_ is not None
+                for k, back in zip(tasks, back_kNI, strict=True):
+                    _add(pending.setdefault(source, {}), k, back.reshape(cut_.shape).to(cut_.dtype))
+
+    def _apply(self, weights: Tensor, targets: set[int]) -> None:
+        """Add the gradient of Σ_k w_k L_k with respect to the target parameters to `.grad`."""
+        engine = self.engine
+        wanted = self._leads_to(targets)
+        pending: dict[int, dict[int, Tensor]] = {}
+        terms = [weights[engine.present.index(k)].detach() * loss for k, loss in self.losses.items()]
+        if not terms:
+            return
+
+        def through(piece: _Piece, output: Any, grad: Tensor | None) -> None:
+            sources = [s for s in piece.sources if wanted[s]]
+            parameters = [i for i in piece.parameters if i in targets]
+            inputs = [self.pieces[s].cut.entry for s in sources] + [engine.parameters[i] for i in parameters]  # type: ignore[union-attr]
+            if not inputs:
+                return
+            given = None if grad is None else [grad]
+            found = torch.autograd.grad([output], inputs, given, retain_graph=True, allow_unused=True)
+            for source, part in zip(sources, found, strict=False):
+                _add(pending.setdefault(source, {}), 0, part)
+            for i, part in zip(parameters, found[len(sources) :], strict=True):
+                add_grad(engine.parameters[i], part)
+
+        top = _Piece(
+            None,
+            sorted({s for p in self.top.values() for s in p.sources}),
+            sorted({i for p in self.top.values() for i in p.parameters}),
+        )
+        through(top, torch.stack(terms).sum() * engine.scale, None)
+        for number in reversed(range(len(self.pieces))):
+            grads = pending.pop(number, {})
+            if grads:
+                through(self.pieces[number], self.pieces[number].cut.outer, grads[0])  # type: ignore[union-attr]
+
+    # ---- the graph ------------------------------------------------------------------------------------------------
+
+    def _walk(self, nodes: Iterable[Any]) -> tuple[list[int], list[int]]:
+        """The cuts at which the graph above these nodes begins, and the parameters in it."""
+        sources, parameters = set(), set()
+        stack, seen = [n for n in nodes if n is not None], set()
+        while stack:
+            node = stack.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            if node in self.starts:
+                sources.add(self.starts[node])
+                continue
+            leaf = getattr(node, "variable", None)
+            if leaf is not None and id(leaf) in self.index:
+                parameters.add(self.index[id(leaf)])
+            stack.extend(parent for parent, _ in node.next_functions if parent is not None)
+        return sorted(sources), sorted(parameters)
+
+    def _leads_to(self, targets: set[int]) -> list[bool]:
+        """For each cut whether one of the parameters lies before it."""
+        leads: list[bool] = []
+        for piece in self.pieces:  # sources come before what they lead to
+            leads.append(any(i in targets for i in piece.parameters) or any(leads[s] for s in piece.sources))
+        return leads
+
+
+class _Sums:
+    """Adds up the Gram matrix; holds the gradients of a parameter until the last piece that has it was passed."""
+
+    def __init__(self, engine: Engine, is_shared: Sequence[bool], pieces: Iterable[_Piece]) -> None:
+        self.engine = engine
+        self.is_shared = is_shared
+        self.gram = torch.zeros(len(engine.tasks), len(engine.tasks), dtype=torch.float64)
+        self.left: dict[int, int] = {}
+        self.held: dict[int, Tensor] = {}
+        for piece in pieces:
+            for i in piece.parameters:
+                self.left[i] = self.left.get(i, 0) + 1
+        self.total = dict(self.left)
+
+    def only_here(self, i: int) -> bool:
+        """Whether a single piece has the parameter."""
+        return self.total[i] == 1
+
+    def add(self, i: int, k: int, grad: Tensor) -> None:
+        """A gradient of task k with respect to parameter i."""
+        if i not in self.held:
+            size = self.engine.parameters[i].numel()
+            self.held[i] = torch.zeros(len(self.engine.tasks), size, device=self.engine.device)
+        self.held[i][k] += grad.reshape(-1)
+
+    def add_gram(self, tasks: Sequence[int], gram_kk: Tensor) -> None:
+        """A finished part of the matrix."""
+        rows = torch.tensor(tasks)
+        self.gram[rows[:, None], rows] += gram_kk
+
+    def passed(self, piece: _Piece) -> None:
+        """All tasks went through this piece."""
+        for i in piece.parameters:
+            self.left[i] -= 1
+            if self.left[i] == 0 and i in self.held:
+                self.gram += gram_matrix(self.held.pop(i))
+
+
+def linear_gram(delta_kNO: Tensor, input_NI: Tensor) -> Tensor:
+    """(k, k) float64: inner products of the weight gradients δ_kᵀA, formed in the cheaper of two ways."""
+    tasks, rows, outputs = delta_kNO.shape
+    inputs = input_NI.shape[1]
+    delta_kNO, input_NI = delta_kNO.float(), input_NI.float()
+    with_products = (tasks * rows) ** 2 * outputs + rows**2 * inputs
+    with_gradients = tasks * outputs * inputs * (rows + tasks)
+    if with_products < with_gradients and (tasks * rows) ** 2 <= 4 * _PIECE:
+        flat = delta_kNO.reshape(tasks * rows, outputs)
+        products = (flat @ flat.T).view(tasks, rows, tasks, rows)
+        return (products * (input_NI @ input_NI.T)[None, :, None, :]).sum((1, 3), dtype=torch.float64).cpu()
+    gram = torch.zeros(tasks, tasks, dtype=torch.float64)
+    for part in delta_kNO.split(max(1, _PIECE // (tasks * inputs)), dim=2):
+        grads = part.transpose(1, 2).reshape(-1, rows) @ input_NI
+        gram += gram_matrix(grads.view(tasks, -1))
+    return gram
+
+
+def _layers(model: nn.Module, shared: set[int]) -> list[nn.Module]:
+    """The modules to cut at: those with shared parameters of their own, and checkpointed ones as a whole."""
+    found: list[nn.Module] = []
+
+    def visit(module: nn.Module) -> None:
+        if "forward" in vars(module):  # wrapped from outside: its inside may run twice
+            if any(id(p) in shared for p in module.parameters()):
+                found.append(module)
+            return
+        if any(id(p) in shared for p in module.parameters(recurse=False)):
+            found.append(module)
+        for child in module.children():
+            visit(child)
+
+    visit(model)
+    return [module for module in found if module is not model]
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return type(module) is nn.Linear and "forward" not in vars(module)
+
+
+def _add(grads: dict[int, Tensor], k: int, grad: Tensor | None) -> None:
+    if grad is not None:
+        grads[k] = grads[k] + grad if k in grads else grad

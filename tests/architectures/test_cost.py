@@ -1,0 +1,135 @@
+"""FLOPs of the architectures against sums over their layers: nothing that is shared is computed more than once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from runner.backbones.resnet import ResNet
+from runner.training.cost import forward_cost, in_words, measure
+from tests.architectures.worlds import TABLE, TASKS, images, make, table
+from tests.backbones.samples import SPECS
+
+K = len(TASKS)
+
+
+def layer_flops(module, run):
+    """2 · (multiplications of every convolution and linear layer under `module`, each call once), by hooks."""
+    total = []
+
+    def add(layer, inputs, output):
+        if isinstance(layer, nn.Conv2d):
+            per_cell = layer.in_channels // layer.groups * layer.kernel_size[0] * layer.kernel_size[1]
+            total.append(2 * per_cell * output.numel())
+        else:
+            total.append(2 * layer.in_features * output.numel())
+
+    layers = [m for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    hooks = [layer.register_forward_hook(add) for layer in layers]
+    run()
+    for hook in hooks:
+        hook.remove()
+    return sum(total)
+
+
+def conv(before, after, kernel, cells):
+    return 2 * before * after * kernel**2 * cells
+
+
+WIDTHS = (16, 32, 64, 128)
+CELLS = (16 * 16, 8 * 8, 4 * 4, 2 * 2)
+"""Of the tiny ResNet for one image of 64 × 64."""
+
+
+def backbone_flops():
+    net = ResNet(SPECS["image"], size="tiny").eval()
+    return layer_flops(net, lambda: net(images(batch=1).inputs))
+
+
+def head_flops():
+    """Lateral 1×1 convolutions to 8 channels, one 3×3 one, the classifiers of 5, 1 and 3 channels."""
+    shared = sum(conv(w, 8, 1, c) for w, c in zip(WIDTHS, CELLS, strict=True)) + conv(8, 8, 3, CELLS[0])
+    return K * shared + conv(8, 9, 1, CELLS[0])
+
+
+def mtan_flops():
+    total = 0
+    for i, (w, c) in enumerate(zip(WIDTHS, CELLS, strict=True)):
+        total += conv(w if i == 0 else 2 * w, w // 4, 1, c) + conv(w // 4, w, 1, c)
+        if i < 3:
+            b = WIDTHS[i + 1]
+            total += conv(w, b // 4, 1, c) + conv(b // 4, b // 4, 3, c) + conv(b // 4, b, 1, c) + conv(w, b, 1, c)
+    return K * total
+
+
+def experts_flops(experts, gates):
+    return sum(experts * conv(w, w, 3, c) for w, c in zip(WIDTHS, CELLS, strict=True)) + conv(128, gates, 1, 1)
+
+
+NDDR = K * sum(conv(K * w, w, 1, c) for w, c in zip(WIDTHS, CELLS, strict=True))
+EXPECTED = {
+    "hard_sharing": lambda b, h: b + h,
+    "single_task": lambda b, h: K * b + h,
+    "cross_stitch": lambda b, h: K * b + h,
+    "sluice": lambda b, h: K * b + h,
+    "nddr_cnn": lambda b, h: K * b + h + NDDR,
+    "ltb": lambda b, h: K * b + h,
+    "mtan": lambda b, h: b + h + mtan_flops(),
+    "yolor_implicit": lambda b, h: b + h,
+    "mmoe": lambda b, h: b + h + experts_flops(4, K * 4),
+    "cgc": lambda b, h: b + h + experts_flops(2 + 2 * K, K * 4),
+    "ple": lambda b, h: b + h + experts_flops(2 * (2 + 2 * K), 2 * K * 4 + 2 + 2 * K),
+    "dselect_k": lambda b, h: b + h + experts_flops(8, K * (2 * 3 + 2)),
+    "adatt": lambda b, h: b + h + experts_flops(2 * (1 + 2 * K), 2 * K * (1 + 2 * K) + (1 + 2 * K)),
+    "home": lambda b, h: b + h + experts_flops(2 * (2 + 2) + 2 * K, 0),
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_flops_are_those_of_the_layers(name):
+    model = make(name)
+    found = forward_cost(model, images(batch=1), list(TASKS)).flops
+    assert found == pytest.approx(EXPECTED[name](backbone_flops(), head_flops()), rel=0.02)
+
+
+def test_flops_of_mtan_on_segnet():
+    """The shared network once, and what a task adds times the number of tasks."""
+    model = make("mtan", backbone="segnet").eval()
+    group = images(batch=1)
+    found = forward_cost(model, group, list(TASKS)).flops
+    assert found == pytest.approx(layer_flops(model, lambda: model(group, list(TASKS))), rel=1e-6)
+    shared = measure(model, lambda: model.backbone(group.inputs)).flops
+    heads = layer_flops(model.heads, lambda: model(group, list(TASKS)))
+    one = forward_cost(model, group, ["depth"]).flops - layer_flops(model.heads, lambda: model(group, ["depth"]))
+    assert found - heads - shared == pytest.approx(3 * (one - shared), rel=1e-6)
+
+
+def test_heads_and_gates_of_tasks_that_are_not_asked_for_cost_nothing():
+    for name in ("hard_sharing", "mtan", "mmoe", "cgc", "yolor_implicit"):
+        model = make(name)
+        full, one = (forward_cost(model, images(batch=1), tasks).flops for tasks in (list(TASKS), ["depth"]))
+        others = head_flops() - layer_flops(model.heads["depth"], lambda model=model: model(images(batch=1), ["depth"]))
+        assert full - one >= others, name
+
+
+def test_attention_on_cpu_is_counted():
+    linear, q = nn.Linear(8, 8), torch.randn(2, 4, 16, 8, requires_grad=True)
+    attention = torch.nn.functional.scaled_dot_product_attention
+    found = measure(linear, lambda: attention(linear(q), q, q)).flops
+    assert found == 2 * (2 * 4 * 16) * 8 * 8 + 2 * (2 * 2 * 4 * 16 * 16 * 8)
+
+
+def test_measuring_leaves_no_trace():
+    model = make("mmoe", TABLE, "mlp").train()
+    model.heads["income"].eval()
+    before, state = torch.get_rng_state(), {k: v.clone() for k, v in model.state_dict().items()}
+    cost = forward_cost(model, table(), list(TABLE))
+    assert cost.flops > 0 and cost.saved_bytes > 0
+    assert torch.equal(torch.get_rng_state(), before)
+    assert model.training and not model.heads["income"].training
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+
+
+def test_words():
+    assert [in_words(x) for x in (12, 1234, 2.5e9, 7e15)] == ["12 FLOP", "1.23 KFLOP", "2.5 GFLOP", "7 PFLOP"]
