@@ -44,6 +44,11 @@ def summary() -> dict:
     return json.loads((folder() / "tune.json").read_text())
 
 
+def pairs(found: dict) -> list:
+    """What was tried, and what came of it."""
+    return [(t["overrides"], t["values"]) for t in found["trials"]]
+
+
 def started() -> list[str]:
     path = folder() / "jobs" / "started"
     return path.read_text().splitlines() if path.exists() else []
@@ -82,7 +87,7 @@ def test_the_same_command_answers_and_a_larger_budget_goes_on(capfd):
     assert tune(LR, "tune.trials=2", "launch.device=cpu") == 0  # where it runs is no other question
     assert started() == began and summary()["trials"] == before
     assert "2 trials are there" in capfd.readouterr().out
-    assert tune(LR, "tune.trials=3", "tune.jobs=2") == 0
+    assert tune(LR, "tune.trials=3", "launch.jobs=2") == 0
     assert summary()["trials"][:2] == before and len(summary()["trials"]) == 3 and len(started()) == 3
     folders = {place(LR, *more) for more in ([], ["trainer.batch_size=4"], ["tune.seed=1"], ["tune.objective=depth"])}
     assert len(folders) == 4 and place(LR, "tune.trials=99", "launch.threads=2") in folders
@@ -141,7 +146,7 @@ def jobs() -> Path | None:
 
 @pytest.mark.slow
 def test_ctrl_c_stops_resumably_and_the_command_goes_on(capfd):
-    arguments = [LR, "trainer.clip_norm=2", "tune.trials=3", "tune.jobs=2"]
+    arguments = [LR, "trainer.clip_norm=2", "tune.trials=3", "launch.jobs=2"]
     process = start(*arguments)
     wait_for(lambda: jobs() is not None and len(list(jobs().glob("*/checkpoint"))) == 2)
     process.send_signal(signal.SIGINT)
@@ -197,7 +202,7 @@ def test_kill_9_at_any_moment_loses_and_repeats_nothing(tmp_path):
     kept = [t for t in two["trials"] if t["overrides"]]  # a kill inside `ask` leaves an empty trial
     assert [t["state"] for t in kept if t["directory"]] == ["COMPLETE"] * 8
     if len(kept) == len(two["trials"]):  # then every trial had the same number, and the same chance
-        assert [(t["overrides"], t["values"]) for t in kept] == [(t["overrides"], t["values"]) for t in one["trials"]]
+        assert pairs(two) == pairs(one)
     lines = (tmp_path / "killed" / "jobs" / "started").read_text().splitlines()
     began = [line.split()[0] for line in lines if line.endswith(" 0")]
     completed = [p.parent.name for p in (tmp_path / "killed" / "jobs").glob("*/result.json")]
@@ -213,7 +218,9 @@ def test_real_runs_are_searched_pruned_and_gone_on_with(tmp_path):
 
     def search(place: str, kill: bool) -> dict:
         whole = [*command, f"tune.dir={tmp_path / place}"]
-        process = subprocess.Popen(whole, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(
+            whole, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
         if kill:
             wait_for(lambda: list((tmp_path / place / "jobs").glob("*/metrics.jsonl")), 60)
             process.kill()
@@ -224,7 +231,7 @@ def test_real_runs_are_searched_pruned_and_gone_on_with(tmp_path):
         return json.loads((tmp_path / place / "tune.json").read_text())
 
     one, two = search("whole", kill=False), search("killed", kill=True)
-    assert [(t["overrides"], t["values"]) for t in one["trials"]] == [(t["overrides"], t["values"]) for t in two["trials"]]
+    assert pairs(one) == pairs(two)
     assert len(list((tmp_path / "killed" / "jobs").iterdir())) == 2
     first = tmp_path / "killed" / two["trials"][0]["directory"]
     assert len(json.loads((first / "run.json").read_text())["attempts"]) == 2
@@ -253,7 +260,8 @@ def test_real_runs_are_searched_pruned_and_gone_on_with(tmp_path):
         ([LR, "tune.objective=pareto", "tune.pruner=median"], ["needs one number to compare"]),
         ([LR, "tune.pruner=median", "trainer.eval_every=12"], ["there is none before the end"]),
         ([LR, "-m"], ["takes no -m"]),
-        (["seed=0,1", "tune.jobs=0", "optimizer.lrr=1"], ["seed is not", "'tune.jobs' must be", "'optimizer.lrr'"]),
+        ([LR, "launch=slurm"], ["not through a queue"]),
+        (["seed=0,1", "launch.jobs=0", "optimizer.lrr=1"], ["seed is not", "'launch.jobs' must be", "'optimizer.lrr'"]),
         (["trainer.batch_size=8,9", "trainer.accumulation=2"], ["trainer.batch_size=9 cannot be divided"]),
         (["weighting=equal,pcgrad", "weighting.every=1,2"], ["'weighting.every'", "runner show weighting/equal"]),
         (["weighting=pcgrad,equal", "weighting.every=1,2"], ["(with weighting=equal weighting.every=1)"]),

@@ -17,13 +17,13 @@ the validation split. The same command goes on where it was stopped or killed; m
   KEY=tag(log,interval(1e-5,1e-2))                 the same, even in its logarithm
   tune.objective=relative   relative | pareto | TASK | TASK/METRIC | [A,B] for a Pareto front
   tune.sampler=tpe          tpe | random | grid | nsga2;  tune.pruner=none|median|hyperband
-  tune.trials=20 tune.hours=8 tune.jobs=2 tune.seed=0;  runner tune --cfg job shows all keys
+  tune.trials=20 tune.hours=8 tune.seed=0; launch.jobs=2;  runner tune --cfg job shows all
   --dry-run                 show the space and the folder; run nothing
 
 examples:
   runner tune +experiment=demo 'optimizer.lr=tag(log,interval(1e-5,1e-2))' tune.trials=30
   runner tune +experiment=demo weighting=equal,uncertainty,pcgrad optimizer.lr=1e-4,1e-3 tune.sampler=grid
-  runner tune +experiment=demo 'trainer.batch_size=8,16,32' tune.objective=pareto tune.hours=8 tune.jobs=2
+  runner tune +experiment=demo 'trainer.batch_size=8,16,32' tune.objective=pareto tune.hours=8 launch.jobs=2
 
 exit codes: 0 done, 1 no trial succeeded, 2 the command is wrong, 75 stopped and resumable
 """

@@ -1,13 +1,13 @@
 """A trained run as a folder that other programs read: the backbone as transformers has it, the rest beside it.
 
-    DIR/README.md                       the model card
-    DIR/config.json, model.safetensors  the backbone, for `AutoModel.from_pretrained(DIR)`; with several backbones
-                                        each in a folder of its own, DIR/backbones/NAME
-    DIR/tokenizer.json … or preprocessor_config.json
-    DIR/runner/config.yaml              the frozen configuration
-    DIR/runner/heads.safetensors        the heads, under the names they have in the run's model
-    DIR/runner/rest.safetensors         what is neither head nor transformers model: necks, adapters, cross-task units
-    DIR/runner/export.json              how the parts fit together, and how well the backbone was found to load
+DIR/README.md                       the model card
+DIR/config.json, model.safetensors  the backbone, for `AutoModel.from_pretrained(DIR)`; with several backbones
+                                    each in a folder of its own, DIR/backbones/NAME
+DIR/tokenizer.json … or preprocessor_config.json
+DIR/runner/config.yaml              the frozen configuration
+DIR/runner/heads.safetensors        the heads, under the names they have in the run's model
+DIR/runner/rest.safetensors         what is neither head nor transformers model: necks, adapters, cross-task units
+DIR/runner/export.json              how the parts fit together, and how well the backbone was found to load
 """
 
 from __future__ import annotations

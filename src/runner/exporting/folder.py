@@ -11,17 +11,19 @@ from typing import Any
 
 import safetensors.torch
 import yaml
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
+from runner.config.build import build
 from runner.config.schema import TrainerConfig
-from runner.errors import RunFailed
+from runner.errors import RunFailed, UserError
 from runner.exporting.card import write_card
 from runner.exporting.reading import WHERE
 from runner.exporting.processors import write_processor
 from runner.exporting.trunks import Trunk, write_trunks
 from runner.files import write_json
 from runner.launching.rundir import RunDirectory
+from runner.merging.launched import empty_result
 from runner.training.assemble import Parts, assemble
 from runner.training.checkpoints import Checkpoints, load_weights
 
@@ -48,16 +50,14 @@ def export(run: RunDirectory, to: Path, checkpoint: str, licence: str | None, da
     """
     config = run.config()
     found = Checkpoints(run.path / "checkpoints").find(checkpoint)
-    parts = assemble(config, data_root, must_have_data=False)
-    averaged = bool(TrainerConfig(**config["trainer"]).ema)
-    model = weights_of(parts.model, found, averaged)
-    model.eval()
+    parts, averaged = plain_model(config, found, data_root)
+    parts.model.eval()
     to = to.absolute()
     temporary = to.with_name(f".{to.name}.{secrets.token_hex(4)}")
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
-        trunks = _fill(temporary, run, parts, model, found.name, averaged, licence)
+        trunks = _fill(temporary, run, parts, found.name, averaged, licence)
         _readable(temporary)
         os.rename(temporary, to)  # refuses a folder that has become non-empty meanwhile
     except OSError as error:
@@ -67,20 +67,46 @@ def export(run: RunDirectory, to: Path, checkpoint: str, licence: str | None, da
     return trunks
 
 
-def weights_of(model: nn.Module, checkpoint: Path, averaged: bool) -> nn.Module:
-    """The model with a checkpoint's weights: the averaged ones where the run keeps them."""
-    if not averaged:
+def plain_model(config: dict[str, Any], checkpoint: Path, data_root: str | None) -> tuple[Parts, bool]:
+    """A run's model with a checkpoint's weights, adapters folded in; and whether these are averaged weights.
+
+    Raises:
+        UserError: the result of a merge that is not a model of the experts' architecture.
+    """
+    merged = bool((config.get("merge") or {}).get("_target_"))
+    without = {**config, "adapter": {"_target_": None}}
+    adapter = None if merged else build(config.get("adapter"), where="adapter")  # a merge has folded it already
+    parts = assemble(without if merged else config, data_root, must_have_data=False)
+    averaged = bool(TrainerConfig(**config["trainer"]).ema) and not merged
+    if merged:
+        model = empty_result(config, parts.model, checkpoint)
+        names = set(model.state_dict())
+        if type(model) is not type(parts.model) or names != set(parts.model.state_dict()):
+            raise UserError(
+                f"merge={config['merge']['_target_'].rpartition('.')[2]} keeps more than one model's weights at hand: "
+                "transformers has no folder for that",
+                "export an expert, or the result of a strategy that gives a single model",
+                "runner ls merge",
+            )
         load_weights(model, checkpoint / "model.safetensors")
-        return model
-    average = AveragedModel(model, use_buffers=True)
-    load_weights(average, checkpoint / "ema.safetensors")
-    return average.module
+        parts.model = model
+    elif averaged:
+        average = AveragedModel(parts.model, use_buffers=True)
+        load_weights(average, checkpoint / "ema.safetensors")
+        parts.model = average.module
+    else:
+        load_weights(parts.model, checkpoint / "model.safetensors")
+    if adapter is not None:
+        state = adapter.fold(parts.model)
+        parts = assemble(without, data_root, must_have_data=False)
+        parts.model.load_state_dict(state)
+    return parts, averaged
 
 
 def _fill(
-    folder: Path, run: RunDirectory, parts: Parts, model: nn.Module, step: str, averaged: bool, licence: str | None
+    folder: Path, run: RunDirectory, parts: Parts, step: str, averaged: bool, licence: str | None
 ) -> list[Trunk]:
-    own = folder / WHERE
+    model, own = parts.model, folder / WHERE
     own.mkdir()
     trunks = write_trunks(model, parts.inputs, folder)
     held = {t.name for t in trunks if t.folder is not None}
@@ -104,6 +130,7 @@ def _fill(
         "signature": run.info()["signature"],
         "checkpoint": step,
         "averaged": averaged,
+        "folded": parts.config["adapter"] != run.config()["adapter"],
         "inputs": asdict(parts.inputs),
         "backbones": [trunk.as_json() for trunk in trunks],
     }
@@ -117,7 +144,7 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def _readable(folder: Path) -> None:
-    """safetensors writes files that only their owner can read; an export is made to be passed on."""
+    """The library writes safetensors that only their owner can read; an export is made to be passed on."""
     mask = os.umask(0)
     os.umask(mask)
     for path in folder.rglob("*.safetensors"):

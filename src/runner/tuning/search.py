@@ -23,6 +23,7 @@ from runner.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, UserError
 from runner.files import read_json
 from runner.launching.pool import Job, Pool
 from runner.launching.rundir import RunDirectory
+from runner.launching.schedule import NeededJob, SweepJob, collect_needs, in_order
 from runner.tuning.objective import Objective
 from runner.tuning.space import Space
 from runner.tuning.study import make_sampler
@@ -50,6 +51,19 @@ class Active:
     pruned_at: int | None = None
 
 
+class TrialJob(SweepJob):
+    """A trial's run: a job of a sweep that has no list of jobs to stand in."""
+
+    def __init__(self, config: Mapping[str, Any], path: Path, argv: list[str], more: Mapping[str, Any]) -> None:
+        Job.__init__(self, config, path, argv, more)
+        self.number: int = more["trial"]
+        self.needs = []
+
+    @property
+    def label(self) -> str:
+        return f"trial {self.number}"
+
+
 class Search:
     """Runs trials until the budget is spent.
 
@@ -62,6 +76,8 @@ class Search:
         pool: where runs go.
         tell: prints a line.
         keep: called whenever something changed that the files in the directory should show.
+        jobs: trials at a time.
+        keep_going: whether a failed trial is told and passed over, or ends the search.
         spent_s: seconds that earlier calls have spent.
     """
 
@@ -78,15 +94,18 @@ class Search:
         pool: Pool,
         tell: Callable[[str], None],
         keep: Callable[[], None],
+        jobs: int = 1,
+        keep_going: bool = True,
         spent_s: float = 0.0,
     ) -> None:
         self.folder, self.study, self.space, self.objective = folder, study, space, objective
         self.settings, self.compose, self.argv, self.pool = settings, compose, argv, pool
-        self.tell, self.keep = tell, keep
+        self.tell, self.keep, self.jobs, self.keep_going = tell, keep, jobs, keep_going
         self.active: dict[int, Active] = {}
         self.left: list[str] = []  # runs that were stopped from outside
         self.stopping = self.exhausted = False
         self.trouble = ""
+        self._needed: dict[str, NeededJob] = {}
         self._spent_s, self._began = spent_s, time.monotonic()
         if "objective" in study.user_attrs:
             objective.restore(study.user_attrs["objective"])
@@ -143,7 +162,7 @@ class Search:
             self.stopping
             or self.exhausted
             or bool(self.trouble)
-            or len(self.active) >= self.settings.jobs
+            or len(self.active) >= self.jobs
             or self.runs_made() >= self.budget
             or (hours is not None and self.elapsed_s >= hours * 3600)
         )
@@ -163,9 +182,7 @@ class Search:
                 self.exhausted = True
                 return
             self.study.enqueue_trial(point)
-        self.study.sampler = make_sampler(
-            self.settings.sampler, self.settings.seed, len(trials), self.settings.startup
-        )
+        self.study.sampler = make_sampler(self.settings.sampler, self.settings.seed, len(trials), self.settings.startup)
         asked = self.study.ask(self.space.distributions())
         self.study.sampler = RandomSampler(seed=0)  # handles of trials that are there must not ask it for anything
         self._place(self._frozen(asked.number))
@@ -202,9 +219,26 @@ class Search:
         if "pruned_at" in trial.user_attrs:  # killed between the decision and the end of the run
             self._prune(trial, path, trial.user_attrs["pruned_at"])
             return
-        job = self.pool.submit(config, path, self.argv(overrides), sweep=self.folder.name, trial=trial.number)
+        job = self.submit(config, path, overrides, trial.number)
         self.active[trial.number] = Active(trial, job, Watcher(path))
         self.tell(f"trial {trial.number}: {' '.join(overrides)}")
+
+    def submit(self, config: dict[str, Any], path: Path, overrides: list[str], number: int) -> Job:
+        """Hand a trial to the pool, after the runs that it needs and that are not with the pool yet."""
+        argv = self.argv(overrides)
+        job = TrialJob(config, path, argv, {"sweep": self.folder.name, "trial": number})
+        for need in collect_needs([(job, config)], argv):
+            self._needed.setdefault(need.need.signature, need)
+        for need in self._needed.values():  # the same runs under the names that other trials know them by
+            need.after = [self._needed[other.need.signature] for other in need.after]
+        job.needs = [self._needed[need.need.signature] for need in job.needs]
+        for need in in_order(job.needs):
+            if need not in self.pool.jobs:
+                self.pool.add(need)
+                if need.ended is False:
+                    self.tell(f"trial {number} needs the {need.label}: found, or trained once for all trials")
+        self.pool.add(job)
+        return job
 
     def _repeat(self, trial: FrozenTrial, earlier: FrozenTrial, overrides: list[str]) -> None:
         """A configuration that was tried before is answered from its result, now or once that is there."""
@@ -271,6 +305,10 @@ class Search:
     # ---- ended trials ----------------------------------------------------------------------------------------------
 
     def _ended(self, job: Job) -> None:
+        if isinstance(job, NeededJob):
+            how = f"found in {job.path}" if job.skipped else job.state.lower()
+            self.tell(f"{job.label}: {how}{f': {job.message}' if job.lost else ''}")
+            return
         active = next(a for a in self.active.values() if a.job is job)
         trial = active.trial
         del self.active[trial.number]
@@ -330,7 +368,9 @@ class Search:
         self.tell(f"trial {trial.number} failed: {message}")
         self._tell_repeats(trial)
         states = [t.state for t in self.trials() if t.state in ENDED and "same_as" not in t.user_attrs]
-        if len(states) >= FAILURES and all(state == TrialState.FAIL for state in states):
+        if not self.keep_going:
+            self.trouble = f"trial {trial.number} failed and launch.keep_going=false: {message}"
+        elif len(states) >= FAILURES and all(state == TrialState.FAIL for state in states):
             self.trouble = f"the first {len(states)} trials all failed, the last one: {message}"
 
     def _tell_repeats(self, source: FrozenTrial) -> None:

@@ -159,9 +159,7 @@ def table(study: optuna.Study, objective: Objective, space: Space) -> tuple[list
     signs = objective.signs()
     keys = [axis.key for axis in space.axes]
     others = [
-        (task, metric)
-        for task, metric in objective.headline.items()
-        if f"{task}/{metric}" not in objective.names
+        (task, metric) for task, metric in objective.headline.items() if f"{task}/{metric}" not in objective.names
     ]
     values = [f"{name} {arrow}" for name, arrow in zip(objective.names, objective.arrows, strict=True)]
     headers = ["trial", *values, *(f"{task}/{metric}" for task, metric in others), "mean rank", *keys]
