@@ -150,10 +150,11 @@ def test_adapters_are_folded_into_the_backbone(tmp_path):
     assert not any("lora" in name for name in plain.state_dict())
 
 
+@pytest.mark.slow
 def test_a_linearised_backbone_is_no_transformers_model(dense, tmp_path):
     export(dense, tmp_path / "start", "best", None, None)
     overrides = [*TINY, "backbone=vit", "backbone.size=tiny", f"backbone.pretrained={tmp_path}/start"]
-    overrides += ["finetune=linearized", "tasks=[depth]"]
+    overrides += ["finetune=linearized", "tasks=[depth]", "backbone.attention=eager"]
     run = trained(tmp_path, *overrides, "trainer.max_steps=2", "mixture.train=8", "optimizer.lr=0.01")
     (trunk,) = export(run, tmp_path / "ex", "best", None, None)
     assert trunk.name == "backbone" and trunk.folder is None and "Tangent" in trunk.problem

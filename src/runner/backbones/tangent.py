@@ -21,10 +21,10 @@ class Tangent(Backbone):
     """
 
     def __init__(self, inner: Backbone) -> None:
+        self.input_kind, self.serves = inner.input_kind, inner.serves  # type: ignore[misc]
         super().__init__()
         self.point = inner
         self.origin = _Buffers()
-        self.input_kind, self.serves = inner.input_kind, inner.serves  # type: ignore[misc]
         self.spec, self.wanted = inner.spec, inner.wanted
         self.rebase()
 

@@ -9,21 +9,22 @@ from runner.cli.arguments import split_hydra
 HELP = """\
 usage: runner tune [OVERRIDES…] [--dry-run] [--config-dir DIR]
 
-Searches the keys that are given a space; each trial is a run in outputs/tune/NAME-HASH/jobs. What counts is
-the validation split. The same command goes on where it was stopped or killed; more tune.trials add to it.
+Searches the keys that are given a space; each trial is a run below outputs/tune/NAME-HASH. It looks
+at the validation split only. The same command goes on where it was stopped or killed, and a larger
+tune.trials adds to it.
 
-  KEY=a,b,c  KEY=choice(a,b)  KEY=range(1,9,2)     one of these (quote parentheses for the shell)
-  KEY=interval(0,1)  KEY=int(interval(2,8))        a number between
-  KEY=tag(log,interval(1e-5,1e-2))                 the same, even in its logarithm
-  tune.objective=relative   relative | pareto | TASK | TASK/METRIC | [A,B] for a Pareto front
-  tune.sampler=tpe          tpe | random | grid | nsga2;  tune.pruner=none|median|hyperband
-  tune.trials=20 tune.hours=8 tune.seed=0; launch.jobs=2;  runner tune --cfg job shows all
-  --dry-run                 show the space and the folder; run nothing
+  KEY=a,b,c  KEY=choice(a,b)  KEY=range(1,9,2)   one of these (quote parentheses for the shell)
+  KEY=interval(0,1)  KEY=int(interval(2,8))      a number between
+  KEY=tag(log,interval(1e-5,1e-2))               the same, evenly in its logarithm
+  tune.objective=relative    relative, pareto, TASK, TASK/METRIC, or [A,B] for a Pareto front
+  tune.sampler=tpe           tpe, random, grid, nsga2;   tune.pruner=none|median|hyperband
+  tune.trials=20 tune.hours=8 tune.seed=0 launch.jobs=2; `runner tune --cfg job` shows all keys
+  --dry-run                  show the space and the folder; run nothing
 
 examples:
   runner tune +experiment=demo 'optimizer.lr=tag(log,interval(1e-5,1e-2))' tune.trials=30
-  runner tune +experiment=demo weighting=equal,uncertainty,pcgrad optimizer.lr=1e-4,1e-3 tune.sampler=grid
-  runner tune +experiment=demo 'trainer.batch_size=8,16,32' tune.objective=pareto tune.hours=8 launch.jobs=2
+  runner tune +experiment=demo weighting=equal,pcgrad optimizer.lr=1e-4,1e-3 tune.sampler=grid
+  runner tune +experiment=demo trainer.batch_size=8,16,32 tune.objective=pareto launch.jobs=2
 
 exit codes: 0 done, 1 no trial succeeded, 2 the command is wrong, 75 stopped and resumable
 """
