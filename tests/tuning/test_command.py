@@ -22,6 +22,7 @@ from tests.support import TINY, environment
 
 HERE = Path(__file__).parent
 BASE = [*TINY, "trainer.max_steps=12", "trainer.eval_every=4", "tasks=[segmentation,depth]", "name=tiny"]
+JOBS = "launch.jobs=2"
 LR = "optimizer.lr=tag(log,interval(1e-5,1e-1))"
 
 
@@ -87,9 +88,13 @@ def test_the_same_command_answers_and_a_larger_budget_goes_on(capfd):
     assert tune(LR, "tune.trials=2", "launch.device=cpu") == 0  # where it runs is no other question
     assert started() == began and summary()["trials"] == before
     assert "2 trials are there" in capfd.readouterr().out
-    assert tune(LR, "tune.trials=3", "launch.jobs=2") == 0
+    assert tune(LR, "tune.trials=3", JOBS) == 0
     assert summary()["trials"][:2] == before and len(summary()["trials"]) == 3 and len(started()) == 3
     folders = {place(LR, *more) for more in ([], ["trainer.batch_size=4"], ["tune.seed=1"], ["tune.objective=depth"])}
+    assert started() == began + started()[-1:]
+    assert main(["status", str(folder())]) == 0 and main(["resume", str(folder())]) == 0
+    assert "3 trials are there" in capfd.readouterr().out and len(started()) == 3
+    assert json.loads((folder() / "sweep.json").read_text())["argv"] == ["tune", *BASE, LR, "tune.trials=3", JOBS]
     assert len(folders) == 4 and place(LR, "tune.trials=99", "launch.threads=2") in folders
 
 
@@ -120,6 +125,21 @@ def test_a_front_is_the_front():
 def test_hours_are_counted_over_calls():
     assert tune(LR, "tune.trials=50", "tune.hours=1e-9") == 1
     assert summary()["trials"] == []
+
+
+@pytest.mark.slow
+def test_what_trials_need_is_trained_once(capfd):
+    """The strengths of a merge are searched over experts that are trained once, here for three trials."""
+    assert tune("merge=ties", "merge.density=0.1,0.2,0.4", "tune.sampler=grid", "launch.jobs=2") == 0
+    out = capfd.readouterr().out
+    experts = list(Path("outputs/train/tiny/expert").glob("*/*/run.json"))
+    assert len(experts) == 2 and out.count(": completed") == 2 and "expert of depth: completed" in out
+    sweep = json.loads((folder() / "sweep.json").read_text())
+    signatures = {json.loads(path.read_text())["signature"] for path in experts}
+    assert {need["signature"] for need in sweep["needs"]} == signatures
+    for job in sweep["jobs"]:
+        info = json.loads((folder() / job["directory"] / "run.json").read_text())
+        assert {need["signature"] for need in info["needs"]} == signatures
 
 
 # ---- stops and kills -------------------------------------------------------------------------------------------------
@@ -260,6 +280,7 @@ def test_real_runs_are_searched_pruned_and_gone_on_with(tmp_path):
         ([LR, "tune.objective=pareto", "tune.pruner=median"], ["needs one number to compare"]),
         ([LR, "tune.pruner=median", "trainer.eval_every=12"], ["there is none before the end"]),
         ([LR, "-m"], ["takes no -m"]),
+        ([LR, "baseline=auto"], ["baseline=auto", "trains no baselines"]),
         ([LR, "launch=slurm"], ["not through a queue"]),
         (["seed=0,1", "launch.jobs=0", "optimizer.lrr=1"], ["seed is not", "'launch.jobs' must be", "'optimizer.lrr'"]),
         (["trainer.batch_size=8,9", "trainer.accumulation=2"], ["trainer.batch_size=9 cannot be divided"]),

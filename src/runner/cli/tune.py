@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from runner.cli.arguments import split_hydra
 
@@ -30,8 +31,8 @@ exit codes: 0 done, 1 no trial succeeded, 2 the command is wrong, 75 stopped and
 """
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Run the verb."""
+def run(arguments: Sequence[str], argv: Sequence[str] | None = None) -> int:
+    """Run the verb; `argv` is the command to record, where that is not the one of `arguments`."""
     request = split_hydra(arguments, "tune")
     from runner.cli import sweep  # Hydra is imported from here on
 
@@ -45,4 +46,15 @@ def run(arguments: Sequence[str]) -> int:
         return sweep.hydra_answers(name, composed.overrides, request)
     from runner.tuning import command
 
-    return command.tune(name, request, ["tune", *arguments])
+    return command.tune(name, request, list(argv or ["tune", *arguments]))
+
+
+def go_on(folder: Path, argv: Sequence[str]) -> int:
+    """Continue a search with the command it was last given, in the folder it is in now.
+
+    Raises:
+        UserError: the command does not lead there any more, as after a change of the configuration files.
+    """
+    kept = [word for word in argv[1:] if not word.lstrip("+").startswith("tune.dir=")]
+    place = str(folder.absolute()).replace("\\", "\\\\").replace("'", "\\'")
+    return run([*kept, f"tune.dir='{place}'"], argv)

@@ -119,6 +119,10 @@ def _check_settings(
         endless = ", ".join(f"'{axis.key}={axis.spec}'" for axis in space.axes if axis.count is None)
         what = f"tune.sampler=grid needs finite spaces, and {endless} is not"
         problems.append(Problem(what, "give choices (a,b,c) or range(start,stop,step)"))
+    asked = [line for line in space.fixed if line.lstrip("+").partition("=")[0] == "baseline"]
+    if asked and asked[-1].partition("=")[2] not in ("null", "none", ""):
+        what = f"'{asked[-1]}': runner tune compares trials with one another and trains no baselines"
+        problems.append(Problem(what, "leave it out; give it to `runner train` with the best configuration"))
     if config["launch"]["scheduler"] != "local":
         what = "runner tune runs its trials on this machine, not through a queue: launch=slurm is not for it"
         hint = "run it inside one allocation (salloc, sbatch) with launch=local launch.jobs=N; killed, it goes on"
@@ -238,7 +242,7 @@ def _search(
         pool = Pool(launch["jobs"], gpus_per_job=launch["gpus_per_job"], ready=may_start)
 
         def keep() -> None:
-            write_sweep(folder, study, space, objective, settings, argv, str(config["name"]))
+            write_sweep(folder, study, space, objective, settings, argv, str(config["name"]), search.needs())
             write_json(folder / "tune.json", summarise(study, objective, search.elapsed_s))
 
         before = read_json(folder / "tune.json") if (folder / "tune.json").is_file() else {}

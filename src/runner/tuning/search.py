@@ -126,6 +126,13 @@ class Search:
         """Trials that had a run of their own, those under way included."""
         return sum("same_as" not in trial.user_attrs for trial in self.trials())
 
+    def needs(self) -> list[dict[str, Any]]:
+        """Entries of sweep.json for the runs that trials of this call need."""
+        return [
+            {"role": job.need.role, "tasks": list(job.need.tasks), "signature": job.need.signature}
+            for job in self._needed.values()
+        ]
+
     def trials(self) -> list[FrozenTrial]:
         """All trials, oldest first."""
         return self.study.get_trials(deepcopy=False)
@@ -220,6 +227,8 @@ class Search:
             self._prune(trial, path, trial.user_attrs["pruned_at"])
             return
         job = self.submit(config, path, overrides, trial.number)
+        if self._needed:
+            self.keep()
         self.active[trial.number] = Active(trial, job, Watcher(path))
         self.tell(f"trial {trial.number}: {' '.join(overrides)}")
 
