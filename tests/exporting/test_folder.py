@@ -6,11 +6,12 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from torch.optim.swa_utils import AveragedModel
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from runner import exporting
 from runner.cli.main import main
@@ -97,6 +98,11 @@ def test_the_folder_says_what_it_is(dense, tmp_path):
     assert "output_dir" not in kept and kept["backbone"] == dense.config()["backbone"]
     image = json.loads((tmp_path / "ex" / "preprocessor_config.json").read_text())
     assert image["size"] == {"height": 32, "width": 32} and image["image_mean"] == [0.5, 0.5, 0.5]
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    made = AutoImageProcessor.from_pretrained(tmp_path / "ex")(images=pixels, return_tensors="pt")["pixel_values"]
+    backbone = reference(dense, averaged=True).backbone
+    ours = (torch.tensor(pixels).permute(2, 0, 1) / 255 - backbone.mean) / backbone.std  # as its forward does
+    torch.testing.assert_close(made, ours, rtol=0, atol=1e-6)
     assert all(path.stat().st_mode & 0o444 for path in (tmp_path / "ex").rglob("*.safetensors"))
 
 

@@ -18,8 +18,8 @@ from runner.config.build import build
 from runner.config.schema import TrainerConfig
 from runner.errors import RunFailed, UserError
 from runner.exporting.card import write_card
-from runner.exporting.reading import WHERE
 from runner.exporting.processors import write_processor
+from runner.exporting.reading import WHERE
 from runner.exporting.trunks import Trunk, write_trunks
 from runner.files import write_json
 from runner.launching.rundir import RunDirectory
@@ -103,9 +103,7 @@ def plain_model(config: dict[str, Any], checkpoint: Path, data_root: str | None)
     return parts, averaged
 
 
-def _fill(
-    folder: Path, run: RunDirectory, parts: Parts, step: str, averaged: bool, licence: str | None
-) -> list[Trunk]:
+def _fill(folder: Path, run: RunDirectory, parts: Parts, step: str, averaged: bool, licence: str | None) -> list[Trunk]:
     model, own = parts.model, folder / WHERE
     own.mkdir()
     trunks = write_trunks(model, parts.inputs, folder)

@@ -99,9 +99,7 @@ def _without_tune(composed: Composed) -> None:
     composed.config = with_hydra
 
 
-def _check_settings(
-    settings: TuneConfig, space: Space, objective: Objective, config: dict[str, Any]
-) -> list[Problem]:
+def _check_settings(settings: TuneConfig, space: Space, objective: Objective, config: dict[str, Any]) -> list[Problem]:
     problems = []
     several = objective.count > 1
     trainer = config["trainer"]
