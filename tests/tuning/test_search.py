@@ -156,8 +156,8 @@ class Bench:
             self.folder, study, space, objective, self.settings, compose=self.compose,
             argv=lambda overrides: ["train", *overrides], pool=pool, tell=self.told.append, keep=keep, **self.more,
         )  # fmt: skip
-        self.search.submit = lambda config, path, overrides, number: pool.submit(
-            config, path, ["train", *overrides], sweep=self.folder.name, trial=number
+        self.search.runs.submit = lambda config, path, argv, number: pool.submit(
+            config, path, argv, sweep=self.folder.name, trial=number
         )
         return self.search.run(stops if stops is not None else [])
 

@@ -44,9 +44,9 @@ def run(arguments: Sequence[str], argv: Sequence[str] | None = None) -> int:
         sweep.refuse(composed.problems)
         sweep.check_package(composed, request.flags)
         return sweep.hydra_answers(name, composed.overrides, request)
-    from runner.tuning import command
+    from runner.cli import search
 
-    return command.tune(name, request, list(argv or ["tune", *arguments]))
+    return search.tune(name, request, list(argv or ["tune", *arguments]))
 
 
 def go_on(folder: Path, argv: Sequence[str]) -> int:

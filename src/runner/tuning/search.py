@@ -23,8 +23,9 @@ from runner.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, UserError
 from runner.files import read_json
 from runner.launching.pool import Job, Pool
 from runner.launching.rundir import RunDirectory
-from runner.launching.schedule import NeededJob, SweepJob, collect_needs, in_order
+from runner.launching.schedule import NeededJob
 from runner.tuning.objective import Objective
+from runner.tuning.runs import Runs
 from runner.tuning.space import Space
 from runner.tuning.study import make_sampler
 from runner.tuning.watch import Watcher
@@ -49,19 +50,6 @@ class Active:
     job: Job
     watcher: Watcher
     pruned_at: int | None = None
-
-
-class TrialJob(SweepJob):
-    """A trial's run: a job of a sweep that has no list of jobs to stand in."""
-
-    def __init__(self, config: Mapping[str, Any], path: Path, argv: list[str], more: Mapping[str, Any]) -> None:
-        Job.__init__(self, config, path, argv, more)
-        self.number: int = more["trial"]
-        self.needs = []
-
-    @property
-    def label(self) -> str:
-        return f"trial {self.number}"
 
 
 class Search:
@@ -105,7 +93,7 @@ class Search:
         self.left: list[str] = []  # runs that were stopped from outside
         self.stopping = self.exhausted = False
         self.trouble = ""
-        self._needed: dict[str, NeededJob] = {}
+        self.runs = Runs(pool, folder.name, tell)
         self._spent_s, self._began = spent_s, time.monotonic()
         if "objective" in study.user_attrs:
             objective.restore(study.user_attrs["objective"])
@@ -125,13 +113,6 @@ class Search:
     def runs_made(self) -> int:
         """Trials that had a run of their own, those under way included."""
         return sum("same_as" not in trial.user_attrs for trial in self.trials())
-
-    def needs(self) -> list[dict[str, Any]]:
-        """Entries of sweep.json for the runs that trials of this call need."""
-        return [
-            {"role": job.need.role, "tasks": list(job.need.tasks), "signature": job.need.signature}
-            for job in self._needed.values()
-        ]
 
     def trials(self) -> list[FrozenTrial]:
         """All trials, oldest first."""
@@ -226,28 +207,11 @@ class Search:
         if "pruned_at" in trial.user_attrs:  # killed between the decision and the end of the run
             self._prune(trial, path, trial.user_attrs["pruned_at"])
             return
-        job = self.submit(config, path, overrides, trial.number)
-        if self._needed:
+        job = self.runs.submit(config, path, self.argv(overrides), trial.number)
+        if self.runs.needs():
             self.keep()
         self.active[trial.number] = Active(trial, job, Watcher(path))
         self.tell(f"trial {trial.number}: {' '.join(overrides)}")
-
-    def submit(self, config: dict[str, Any], path: Path, overrides: list[str], number: int) -> Job:
-        """Hand a trial to the pool, after the runs that it needs and that are not with the pool yet."""
-        argv = self.argv(overrides)
-        job = TrialJob(config, path, argv, {"sweep": self.folder.name, "trial": number})
-        for need in collect_needs([(job, config)], argv):
-            self._needed.setdefault(need.need.signature, need)
-        for need in self._needed.values():  # the same runs under the names that other trials know them by
-            need.after = [self._needed[other.need.signature] for other in need.after]
-        job.needs = [self._needed[need.need.signature] for need in job.needs]
-        for need in in_order(job.needs):
-            if need not in self.pool.jobs:
-                self.pool.add(need)
-                if need.ended is False:
-                    self.tell(f"trial {number} needs the {need.label}: found, or trained once for all trials")
-        self.pool.add(job)
-        return job
 
     def _repeat(self, trial: FrozenTrial, earlier: FrozenTrial, overrides: list[str]) -> None:
         """A configuration that was tried before is answered from its result, now or once that is there."""

@@ -14,8 +14,9 @@ from omegaconf import OmegaConf
 
 from runner.cli.arguments import HydraArguments
 from runner.cli.output import print_table
+from runner.cli.points import Trials, check_points, without_tune
 from runner.config import static
-from runner.config.compose import Composed, compose, without_hydra
+from runner.config.compose import Composed, compose
 from runner.config.freeze import finalize
 from runner.config.schema import TuneConfig
 from runner.config.signature import affects_weights
@@ -23,9 +24,6 @@ from runner.errors import EXIT_DONE, Problem, UserError
 from runner.files import read_json, write_json
 from runner.tuning.objective import Objective, read_objective
 from runner.tuning.space import Space, read_space
-
-CHECKED = 64
-"""Combinations that are composed before anything starts; of larger spaces every value, and the ends of intervals."""
 
 
 def tune(name: str, request: HydraArguments, argv: list[str]) -> int:
@@ -46,7 +44,7 @@ def tune(name: str, request: HydraArguments, argv: list[str]) -> int:
         raise UserError(problems)
     fixed = [line for line in space.fixed if not line.lstrip("+").startswith("tune.")]
     trials = Trials(name, request, fixed)
-    _check_points(space, trials)
+    check_points(space, trials)
     folder = _folder(config, settings, space, fixed)
     if request.dry_run:
         return _dry(folder, space, objective, settings)
@@ -74,7 +72,7 @@ def _settings(composed: Composed, problems: list[Problem]) -> TuneConfig:
     if isinstance(section, dict):
         section = {**_defaults(), **section}
     static.check_section("tune", section, TuneConfig, report)
-    _without_tune(composed)
+    without_tune(composed)
     found = [Problem(p.what, p.hint, p.see or "runner tune --help") for _, p in report.found]
     if found:
         composed.problems += found
@@ -86,17 +84,6 @@ def _defaults() -> dict[str, Any]:
     from dataclasses import asdict
 
     return asdict(TuneConfig())
-
-
-def _without_tune(composed: Composed) -> None:
-    """What is left is a configuration of `runner train`; it trains no baselines, because nothing here reads them."""
-    node = without_hydra(composed.config)
-    with_hydra = composed.config.copy()
-    OmegaConf.set_struct(with_hydra, False)
-    if "tune" in node:
-        with_hydra.pop("tune")
-    with_hydra.baseline = None
-    composed.config = with_hydra
 
 
 def _check_settings(settings: TuneConfig, space: Space, objective: Objective, config: dict[str, Any]) -> list[Problem]:
@@ -128,66 +115,6 @@ def _check_settings(settings: TuneConfig, space: Space, objective: Objective, co
     if settings.sampler != "grid" and settings.trials is not None and settings.trials < 2:
         problems.append(Problem(f"tune.trials={settings.trials} compares nothing", "give at least 2"))
     return problems
-
-
-class Trials:
-    """Configurations and commands of trials.
-
-    Args:
-        name: of the primary config.
-        request: the command line.
-        fixed: the overrides that all trials share, those of `tune` left out.
-    """
-
-    def __init__(self, name: str, request: HydraArguments, fixed: list[str]) -> None:
-        self.name, self.request, self.fixed = name, request, fixed
-        # The test split stays untouched until a configuration has been chosen.
-        given = any(line.lstrip("+").startswith("trainer.final_split=") for line in fixed)
-        self.more = [] if given else ["trainer.final_split=validation"]
-
-    def compose(self, overrides: list[str]) -> dict[str, Any]:
-        """A trial's frozen configuration.
-
-        Raises:
-            UserError: with every problem.
-        """
-        composed = compose(self.name, [*self.fixed, *overrides, *self.more], self.request.config_dir)
-        if "tune" in composed.config:
-            _without_tune(composed)
-        return finalize(composed)
-
-    def argv(self, overrides: Sequence[str]) -> list[str]:
-        """The command that runs a trial by itself."""
-        return [*self.command(overrides), *self.more]
-
-    def command(self, overrides: Sequence[str]) -> list[str]:
-        """The command that trains a configuration, with everything that `runner train` evaluates at its end."""
-        where = ["--config-dir", self.request.config_dir] if self.request.config_dir else []
-        return ["train", *self.fixed, *overrides, *where]
-
-
-def _check_points(space: Space, trials: Trials) -> None:
-    """Compose what shows every value of the space.
-
-    Raises:
-        UserError: with every problem of every point.
-    """
-    problems: dict[Problem, list[str]] = {}
-    for point in space.corners(CHECKED):
-        try:
-            trials.compose(point)
-        except UserError as error:
-            for problem in error.problems:
-                problems.setdefault(problem, point)
-    if problems:
-        raise UserError(
-            [
-                problem
-                if any(line in problem.what for line in point)
-                else Problem(f"{problem.what} (with {' '.join(point)})", problem.hint, problem.see)
-                for problem, point in problems.items()
-            ]
-        )
 
 
 def _folder(config: dict[str, Any], settings: TuneConfig, space: Space, fixed: Sequence[str]) -> Path:
@@ -240,7 +167,7 @@ def _search(
         pool = Pool(launch["jobs"], gpus_per_job=launch["gpus_per_job"], ready=may_start)
 
         def keep() -> None:
-            write_sweep(folder, study, space, objective, settings, argv, str(config["name"]), search.needs())
+            write_sweep(folder, study, space, objective, settings, argv, str(config["name"]), search.runs.needs())
             write_json(folder / "tune.json", summarise(study, objective, search.elapsed_s))
 
         before = read_json(folder / "tune.json") if (folder / "tune.json").is_file() else {}
