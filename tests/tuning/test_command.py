@@ -230,7 +230,7 @@ def test_kill_9_at_any_moment_loses_and_repeats_nothing(tmp_path):
     assert whole.wait(timeout=120) == 0 and killed >= 2
     one, two = (json.loads((tmp_path / n / "tune.json").read_text()) for n in ("whole", "killed"))
     kept = [t for t in two["trials"] if t["overrides"]]  # a kill inside `ask` leaves an empty trial
-    assert [t["state"] for t in kept if t["directory"]] == ["COMPLETE"] * 5
+    assert [(t["state"], t["message"]) for t in kept if t["directory"]] == [("COMPLETE", "")] * 5
     if len(kept) == len(two["trials"]):  # then every trial had the same number, and the same chance
         assert pairs(two) == pairs(one)
     lines = (tmp_path / "killed" / "jobs" / "started").read_text().splitlines()
