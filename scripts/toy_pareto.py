@@ -3,9 +3,9 @@
     runner train -m +experiment=toy_pareto weighting=equal,mgda,pcgrad,cagrad,nash_mtl backbone.start=0,1,2,3,4
     python scripts/toy_pareto.py outputs --out toy_pareto.png
 
-Reads the runs below a folder; of several runs of one weighting and start, the newest. A run has reached the front if its
-last point is at most 2 % of the front's extent worse in the objective where it is worst, against the point of the front
-that is best for it (the additive epsilon indicator).
+Reads the runs below a folder; of several runs of one weighting and start, the newest. A run has reached the front if
+its last point is at most 2 % of the front's extent worse in the objective where it is worst, against the point of the
+front that is best for it (the additive epsilon indicator).
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ def read_run(run: Path, config: dict[str, Any]) -> Path2D:
     points = np.array([[table[step, names[0], x] for x in ("x1", "x2")] for step in steps])
     values = np.array([[table[step, name, "value"] for name in names] for step in steps])
     wrapper = (config.get("wrapper") or {}).get("_target_")
-    method = config["weighting"]["_target_"].rpartition(".")[2] + (f" + {wrapper.rpartition('.')[2]}" if wrapper else "")
+    method = config["weighting"]["_target_"].rpartition(".")[2] + (
+        f" + {wrapper.rpartition('.')[2]}" if wrapper else ""
+    )
     return Path2D(method, str(config["backbone"]["start"]), np.array(steps), points, values)
 
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import re
+
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from runner.backbones.resnet import ResNet
+from runner.config import paths
 from runner.training.cost import forward_cost, in_words, measure
-from tests.architectures.worlds import TABLE, TASKS, images, make, table
-from tests.backbones.samples import SPECS
+from runner.types import Group
+from tests.architectures.worlds import TABLE, TASKS, count, images, make, table
+from tests.backbones.samples import SPECS, option
 
 K = len(TASKS)
 
@@ -63,11 +69,16 @@ def mtan_flops():
     return K * total
 
 
-def experts_flops(experts, gates):
-    return sum(experts * conv(w, w, 3, c) for w, c in zip(WIDTHS, CELLS, strict=True)) + conv(128, gates, 1, 1)
+def experts_flops(first, second, gates):
+    """Experts of 8 channels on the backbone's levels and on those of other experts; heads on levels of 8."""
+    lower = sum(conv(w, 8, 1, c) + conv(8, 8, 3, c) for w, c in zip(WIDTHS, CELLS, strict=True))
+    upper = sum(conv(8, 8, 1, c) + conv(8, 8, 3, c) for c in CELLS)
+    narrow = K * sum(conv(8, 8, 1, c) - conv(w, 8, 1, c) for w, c in zip(WIDTHS, CELLS, strict=True))
+    return first * lower + second * upper + gates * 2 * 128 + narrow
 
 
 NDDR = K * sum(conv(K * w, w, 1, c) for w, c in zip(WIDTHS, CELLS, strict=True))
+EXPERTS = ("mmoe", "cgc", "ple", "dselect_k", "adatt", "home")
 EXPECTED = {
     "hard_sharing": lambda b, h: b + h,
     "single_task": lambda b, h: K * b + h,
@@ -77,18 +88,18 @@ EXPECTED = {
     "ltb": lambda b, h: K * b + h,
     "mtan": lambda b, h: b + h + mtan_flops(),
     "yolor_implicit": lambda b, h: b + h,
-    "mmoe": lambda b, h: b + h + experts_flops(4, K * 4),
-    "cgc": lambda b, h: b + h + experts_flops(2 + 2 * K, K * 4),
-    "ple": lambda b, h: b + h + experts_flops(2 * (2 + 2 * K), 2 * K * 4 + 2 + 2 * K),
-    "dselect_k": lambda b, h: b + h + experts_flops(8, K * (2 * 3 + 2)),
-    "adatt": lambda b, h: b + h + experts_flops(2 * (1 + 2 * K), 2 * K * (1 + 2 * K) + (1 + 2 * K)),
-    "home": lambda b, h: b + h + experts_flops(2 * (2 + 2) + 2 * K, 0),
+    "mmoe": lambda b, h: b + h + experts_flops(4, 0, K * 4),
+    "cgc": lambda b, h: b + h + experts_flops(2 + 2 * K, 0, K * 4),
+    "ple": lambda b, h: b + h + experts_flops(2 + 2 * K, 2 + 2 * K, K * 4 + 2 + 2 * K),
+    "dselect_k": lambda b, h: b + h + experts_flops(8, 0, K * (2 * 3 + 2)),
+    "adatt": lambda b, h: b + h + experts_flops(1 + 2 * K, 1 + 2 * K, (K + 1) * (1 + 2 * K)),
+    "home": lambda b, h: b + h + experts_flops(4, 4 + 2 * K, 4 * 3 + 4 * 16),
 }
 
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_flops_are_those_of_the_layers(name):
-    model = make(name)
+    model = make(name, **({"channels": 8} if name in EXPERTS else {}))
     found = forward_cost(model, images(batch=1), list(TASKS)).flops
     assert found == pytest.approx(EXPECTED[name](backbone_flops(), head_flops()), rel=0.02)
 
@@ -108,8 +119,10 @@ def test_flops_of_mtan_on_segnet():
 def test_heads_and_gates_of_tasks_that_are_not_asked_for_cost_nothing():
     for name in ("hard_sharing", "mtan", "mmoe", "cgc", "yolor_implicit"):
         model = make(name)
+        heads = model.heads
         full, one = (forward_cost(model, images(batch=1), tasks).flops for tasks in (list(TASKS), ["depth"]))
-        others = head_flops() - layer_flops(model.heads["depth"], lambda model=model: model(images(batch=1), ["depth"]))
+        all_of_them = layer_flops(heads, lambda model=model: model(images(batch=1), list(TASKS)))
+        others = all_of_them - layer_flops(heads, lambda model=model: model(images(batch=1), ["depth"]))
         assert full - one >= others, name
 
 
@@ -133,3 +146,26 @@ def test_measuring_leaves_no_trace():
 
 def test_words():
     assert [in_words(x) for x in (12, 1234, 2.5e9, 7e15)] == ["12 FLOP", "1.23 KFLOP", "2.5 GFLOP", "7 PFLOP"]
+
+
+@pytest.mark.parametrize("name", [n for n in EXPECTED if n != "hard_sharing"])
+def test_the_cost_line_of_the_option_is_true(name):
+    """Three dense tasks with the default head on ResNet-50 at 288 × 384, against hard sharing; nothing is computed."""
+    [note] = [o.notes["cost"] for o in paths.options("architecture") if o.name == name]
+    said = re.match(r"x ([\d.]+) parameters, x ([\d.]+) FLOPs of hard sharing", note)
+    (own, flops), (hard, hard_flops) = full_size(name), full_size("hard_sharing")
+    assert [float(x) for x in said.groups()] == pytest.approx([own / hard, flops / hard_flops], rel=0.01)
+
+
+@functools.cache
+def full_size(name):
+    """Parameters and FLOPs."""
+    pixels = torch.empty(1, 3, 288, 384, device="meta")
+    with torch.device("meta"):
+        head = option("architecture", name)["dense_head"]
+        model = make(name, backbone={"name": "resnet", "size": 50}, dense_head=head).eval()
+        for backbone in model.all_backbones():
+            backbone.mean, backbone.std = (torch.empty(1, 3, 1, 1, device="meta") for _ in range(2))
+        with FlopCounterMode(display=False) as counter:
+            model(Group("images", {"pixels": pixels}), list(TASKS))
+    return count(model), counter.get_total_flops()

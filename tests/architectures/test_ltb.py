@@ -78,7 +78,9 @@ def test_choices_are_uniform_in_the_warm_up_then_drawn_one_parent_at_a_time():
 def test_the_temperature_falls_to_its_floor(monkeypatch):
     model, seen = make("ltb", warmup=0, temperature=8.0, final_temperature=1.0, anneal=10).train(), []
     real = torch.nn.functional.gumbel_softmax
-    monkeypatch.setattr("runner.architectures.ltb.F.gumbel_softmax", lambda x, **k: seen.append(k["tau"]) or real(x, **k))
+    monkeypatch.setattr(
+        "runner.architectures.ltb.F.gumbel_softmax", lambda x, **k: seen.append(k["tau"]) or real(x, **k)
+    )
     for steps in (0, 30, 10**6):
         model.steps.fill_(steps)
         model.choose(model.parents[0])

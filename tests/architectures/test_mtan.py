@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -45,7 +47,7 @@ def test_mtan_on_resnet_50_has_the_size_of_its_parts():
         return body + before * width + 2 * width
 
     expected = 3 * sum(attention(w if i == 0 else 2 * w, w) for i, w in enumerate(widths))
-    expected += sum(bottleneck(a, b) for a, b in zip(widths, widths[1:], strict=False))
+    expected += sum(bottleneck(a, b) for a, b in pairwise(widths))
     assert mine - hard == expected
 
 

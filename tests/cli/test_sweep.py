@@ -173,7 +173,7 @@ def test_no_job_starts_when_one_is_wrong(runner):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("hydra/launcher=joblib", "launch.jobs=2"),
+        ("hydra/launcher=basic", "launch.jobs=2"),
         ("hydra.sweep.dir=x", "sweep_dir=DIR"),
         ("optimizer.lr=interval(0.1,0.2)", "runner tune"),
         ("run_dir=x", "sweep_dir=DIR"),
@@ -294,6 +294,7 @@ def front(*arguments: str) -> subprocess.Popen:
     )
 
 
+@pytest.mark.slow
 def test_two_front_ends_share_the_jobs_and_none_runs_twice():
     gate = Path("gate").absolute()
     command = ["train", "-m", f"name='wait:{gate}'", "seed=range(4)"]
@@ -309,6 +310,7 @@ def test_two_front_ends_share_the_jobs_and_none_runs_twice():
     assert any("runs in another process" in output for output in outputs)
 
 
+@pytest.mark.slow
 def test_kill_minus_nine_of_the_front_end_and_again():
     gate = Path("gate").absolute()
     command = ["train", "-m", f"name=ok,'wait:{gate}'", "seed=range(2)", "launch.jobs=2"]

@@ -37,6 +37,7 @@ NEEDS_DATA = {
     "images_merge": "hub",
     "intents": "hub",
     "sentences": "hub",
+    "sentences_merge": "hub",
     "adult": "adult",
     "adult_five": "adult",
 }
@@ -48,7 +49,7 @@ def smallest(experiment: str, place: Path, request: pytest.FixtureRequest) -> di
     choices = compose("train", overrides).choices
     mixture = choices["mixture"]
     overrides += [] if choices["backbone"] == "toy_point" else ["backbone.size=tiny"]
-    overrides += [] if choices["backbone"] in ("mlp", "toy_point") else ["backbone.pretrained=null"]
+    overrides += [] if choices["backbone"] in ("mlp", "segnet", "toy_point") else ["backbone.pretrained=null"]
     overrides += BY_MIXTURE.get(mixture, [])
     if compose("train", overrides).config.init is not None:  # its base has another size
         overrides += ["init=null", "finetune.heads=train"]

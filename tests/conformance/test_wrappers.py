@@ -9,10 +9,12 @@ import torch
 
 from runner.config.build import build
 from runner.config.paths import config_root
+from runner.config.static import Report
+from runner.config.weighting_fit import wrapper_fit
 from runner.mixtures.base import Example
 from runner.training.wrappers.base import Wrapper
 from runner.weighting.engine import NonFiniteLoss
-from tests.training.wrappers.worlds import Ranks, World, counts_of, make_group, make_tasks, option, part
+from tests.training.wrappers.worlds import Net, Ranks, World, counts_of, make_group, make_tasks, option, part
 
 NAMES = sorted(path.stem for path in config_root().glob("wrapper/*.yaml"))
 WEIGHTINGS = ["equal", "uncertainty", "imtl_l", "cagrad", "gradvac", "db_mtl"]
@@ -89,20 +91,43 @@ def test_accumulation_changes_nothing(wrapper, weighting, pieces):
 
 @pytest.mark.parametrize("kind", ["equal", "imtl_l", "cagrad", "db_mtl"])
 def test_two_ranks_equal_one(wrapper, kind):
+    """Two steps: what the sum over ranks leaves in a buffer must not count again in the next."""
     group, weighting = make_group(TASKS), option("weighting", kind)
-    _, grads = one_step(wrapper, weighting, split(group, 2))
     batches = split(group, 4)
-    counts = counts_of(TASKS, batches)
+    counts = counts_of(TASKS, batches).sum(0)
+    alone = world(wrapper, weighting, micro_batches=2)
+    alone.wrapper.start()
+    grads = [alone.step(split(group, 2), counts, number)[1] for number in range(2)]
     ranks = Ranks(2)
 
     def work(rank, reduce):
         made = world(wrapper, weighting, micro_batches=2, rank=rank, world_size=2, reduce=reduce)
         made.wrapper.start()
-        return made.step([batches[rank], batches[2 + rank]], counts)[1]
+        return [made.step([batches[rank], batches[2 + rank]], counts, number)[1] for number in range(2)]
 
-    first, second = ranks.run(work)
-    assert_close(first, second, atol=0)
-    assert_close(first, grads)
+    for one, first, second in zip(grads, *ranks.run(work), strict=True):
+        assert_close(first, second, atol=0)
+        assert_close(first, one)
+
+
+@pytest.mark.parametrize("kind", ["cagrad", "db_mtl"])
+def test_a_rank_without_a_tasks_labels(kind):
+    """Two steps in which one of two ranks has no label of a task, as in a partially labelled batch."""
+    group, weighting = make_group(TASKS), option("weighting", kind)
+    halves = [part(group, torch.arange(6), ["a", "c"]), part(group, torch.arange(6, 12))]
+    counts = counts_of(TASKS, [halves])[0]
+    none = option("wrapper", "none")
+    alone = world(none, weighting, micro_batches=2)
+    grads = [alone.step([[half] for half in halves], counts, number)[1] for number in range(2)]
+    ranks = Ranks(2)
+
+    def work(rank, reduce):
+        made = world(none, weighting, rank=rank, world_size=2, reduce=reduce)
+        return [made.step([[halves[rank]]], counts, number)[1] for number in range(2)]
+
+    for one, first, second in zip(grads, *ranks.run(work), strict=True):
+        assert_close(first, second, atol=0)
+        assert_close(first, one)
 
 
 def test_loss_scaling_changes_nothing(wrapper, weighting):
@@ -126,9 +151,7 @@ def test_tasks_on_different_data(wrapper, weighting):
     batches = [[part(a, torch.arange(12), ["a"]), part(c, torch.arange(12), ["b", "c"])]]
     report, grads = one_step(wrapper, weighting, batches)
     assert report.losses.isfinite().all() and all(g.isfinite().all() for g in grads.values())
-    halves = [
-        [part(a, rows, ["a"]), part(c, rows, ["b", "c"])] for rows in torch.arange(12).chunk(2)
-    ]
+    halves = [[part(a, rows, ["a"]), part(c, rows, ["b", "c"])] for rows in torch.arange(12).chunk(2)]
     assert_close(grads, one_step(wrapper, weighting, halves)[1])
 
 
@@ -188,3 +211,23 @@ def test_state_continues_exactly(wrapper, weighting):
     for one, two in zip(run(first, range(3, 6)), run(other, range(3, 6)), strict=True):
         assert one.keys() == two.keys()
         assert all(torch.equal(one[n], two[n]) for n in one)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in config_root().glob("weighting/*.yaml")))
+def test_with_every_weighting(wrapper, name):
+    """Either the command line refuses the pair, or a step of it is whole."""
+    weighting = option("weighting", name)
+    report = Report()
+    trainer = {"log_losses": False, "compile": False}
+    wrapper_fit({"wrapper": wrapper, "weighting": weighting, "trainer": trainer}, report)
+    made = build(weighting, TASKS)
+    if report.found:
+        assert made.mode != "parameters" or sum(made.parts) > 1
+        return
+    if made.look_ahead_on is not None:
+        return  # its weights are set by what it sees of other examples, before the wrapper has a say
+    batches = split(make_group(TASKS), sum(made.parts))
+    _, grads = one_step(wrapper, weighting, batches)
+    assert len(grads) == len(list(Net(TASKS).parameters()))
+    assert all(grad.isfinite().all() for grad in grads.values())
+    assert any(grad.abs().sum() > 0 for grad in grads.values())

@@ -99,7 +99,14 @@ def test_another_strategy_trains_no_expert_again_and_evaluates_by_itself(merged,
 
 
 def test_a_killed_merge_goes_on_and_ends_in_the_same_numbers(merged, place, base):
-    command = ["train", *MERGE, "backbone.norm=group", f"init={base}", "merge=task_arithmetic", "merging.scales=[0,0.5,1]"]
+    command = [
+        "train",
+        *MERGE,
+        "backbone.norm=group",
+        f"init={base}",
+        "merge=task_arithmetic",
+        "merging.scales=[0,0.5,1]",
+    ]
     process = subprocess.Popen(
         [sys.executable, "-m", "runner", *command, f"output_dir={place}", f"run_dir={place / 'killed'}"],
         env=environment(),
@@ -125,6 +132,19 @@ def test_a_killed_merge_goes_on_and_ends_in_the_same_numbers(merged, place, base
 
 
 def test_mistakes_are_told_before_anything_is_trained(place):
-    done = runner("train", *TINY, "tasks=[depth]", "merge=task_arithmetic", "finetune.heads=probe", f"output_dir={place}")
+    done = runner(
+        "train", *TINY, "tasks=[depth]", "merge=task_arithmetic", "finetune.heads=probe", f"output_dir={place}"
+    )
     assert done.returncode == 2
     assert "two tasks or more" in done.stderr and "starts from scratch" in done.stderr
+
+
+def test_a_merge_exports_where_it_is_one_set_of_weights(merged, place, tmp_path):
+    done = runner("export", str(merged), "--to", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    runs = (place / "train" / "merge").glob("*-*")
+    ensembles = [p for p in runs if "OutputEnsemble" in (p / "config.yaml").read_text()]
+    refused = runner("export", str(ensembles[0]), "--to", str(tmp_path / "other"))
+    assert refused.returncode == 2 and "module of its own (OutputEnsemble)" in refused.stderr
+    assert not (tmp_path / "other").exists()
+

@@ -17,12 +17,12 @@ OVERRIDES = {
     "rlw": ["weighting.distribution=dirichlet"],
     "famo": ["trainer.accumulation=2"],
     "stch": ["weighting.warmup_epoch=1"],
-    "coba": ["weighting.warmup_steps=3", "weighting.window=5"],
+    "coba": ["weighting.warmup_steps=3", "weighting.window=5", "weighting.losses=validation"],
     "auto_lambda": ["weighting.lr=0.01"],
     "moml": ["weighting.held_out=train"],
     "forum": ["weighting.inner_step=2", "weighting.eta=0.01"],
     "modo": [],
-    "sdmgrad": ["trainer.log_every=1"],
+    "sdmgrad": ["weighting.lr=0.05"],  # with 10 the weights stand in a corner of the simplex
     "mgda_ub": [],
     "nash_mtl": ["weighting.mode=gram"],
 }

@@ -86,9 +86,7 @@ def trained(tmp_path, *overrides):
     run = RunDirectory.claim(finalize(compose("train", [*common, *quiet, *overrides])), "train", [])
     assert train(run, StopFlag()) == 0
     rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
-    return {
-        (r["step"], r["task"], r["metric"]): r["value"] for r in rows if r["split"] == "validation"
-    }
+    return {(r["step"], r["task"], r["metric"]): r["value"] for r in rows if r["split"] == "validation"}
 
 
 def test_a_run_is_adam_on_the_sum(tmp_path):

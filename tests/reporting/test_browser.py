@@ -14,7 +14,7 @@ from runner.reporting.build import build
 from runner.reporting.page import render
 from runner.reporting.read import load
 from tests.reporting import chromium
-from tests.reporting.synthetic import write_panel
+from tests.reporting.synthetic import TASKS, make_config, write_panel, write_run
 
 pytestmark = [
     pytest.mark.slow,
@@ -58,6 +58,7 @@ def test_everything_is_drawn_without_a_complaint(browser):
     assert count(browser, "[data-part=curves] .card svg") == 4
     assert count(browser, "[data-part=delta] svg circle") == 6  # a point for each completed seed
     assert count(browser, "[data-part=weights] .card svg") == 3
+    assert count(browser, "[data-part=front] svg") == 0, "three settings are no front"
     assert count(browser, "[data-part=conflict] .card svg") == 3
     assert count(browser, "[data-part=panels] img") == 2
     assert count(browser, "[data-part=runs] .run") >= 1
@@ -138,6 +139,25 @@ def test_light_and_dark_and_paper(browser, tmp_path):
     assert light == "rgb(255, 255, 255)" and sum(map(int, dark[4:-1].split(","))) < 120
     browser.pdf(tmp_path / "page.pdf")
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF") and browser.problems == []
+
+
+def test_a_search_shows_what_mattered_and_the_front(window, tmp_path):
+    for number, lr in enumerate((0.001, 0.003, 0.01, 0.03, 0.1)):
+        values = {task: {m: end for m, (_, _, end) in metrics.items()} for task, metrics in TASKS.items()}
+        values["segmentation"]["miou"] = 0.3 + lr  # the larger, the better here and the worse there,
+        values["depth"]["rmse"] = 0.6 + 5 * lr if number != 2 else 2.0  # but the third is beaten in both
+        word = f"optimizer.lr={lr}"
+        write_run(tmp_path / "jobs" / f"{number:03}-aaaaaaaa", make_config([word]), [word], values=values)
+    (tmp_path / "sweep.json").write_text('{"schema": 1, "name": "x", "verb": "tune", "axes": {"optimizer.lr": []}}')
+    (tmp_path / "tune.json").write_text('{"objective": ["depth/rmse"], "importance": {"optimizer.lr": 0.9, "b": 0.1}}')
+    report = build(load([tmp_path]))
+    (tmp_path / "page.html").write_text(render(report))
+    window.problems.clear()
+    window.open(tmp_path / "page.html")
+    assert window.value("document.querySelector('#searches').textContent").count("%") == 2
+    assert count(window, "[data-part=front] circle") == 5
+    assert count(window, "[data-part=front] circle[r='6']") == 4
+    assert window.problems == []
 
 
 def test_the_benchmark(root):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from runner.config.derive import on_tasks
 from runner.errors import UserError
 from runner.reporting.build import build
 from runner.reporting.delta_m import RULES, delta_m
@@ -136,7 +137,7 @@ def test_each_setting_has_the_baseline_of_its_own_heads(tmp_path):
         word = f"architecture.dense_head.channels={width}"
         write_run(tmp_path / f"joint-{width}", make_config([word]), [word], gain=gain)
         for task in TASKS:
-            single = make_config([f"tasks=[{task}]", word])
+            single = on_tasks(make_config([word]), [task], "single")
             write_run(tmp_path / f"{task}-{width}", single, [word], gain=gain)
     (table,) = report(tmp_path).tables
     assert sum(row.kind == "baseline" for row in table.rows) == 2
@@ -149,7 +150,7 @@ def test_each_setting_has_the_baseline_of_its_own_heads(tmp_path):
 def test_baselines_trained_under_other_settings_are_used_and_named(tmp_path):
     write_run(tmp_path / "joint", make_config(["optimizer.lr=0.1"]))
     for task in TASKS:
-        write_run(tmp_path / task, make_config([f"tasks=[{task}]"]))
+        write_run(tmp_path / task, on_tasks(make_config(), [task], "single"))
     found = report(tmp_path)
     assert found.tables[0].loose and "trained under other settings" in words(found)
 
@@ -268,8 +269,7 @@ def test_merged_runs_are_measured_against_their_experts(tmp_path):
     target = {"_target_": "runner.merging.rules.TaskArithmetic"}
     needs = []
     for task in TASKS:
-        config = make_config(tasks=[task])
-        config["mixture"]["tasks"] = {task: config["mixture"]["tasks"][task]}
+        config = on_tasks(make_config(), [task], "expert")
         expert = write_run(tmp_path / "experts" / task, config, rows=0)
         signature = json.loads((expert / "run.json").read_text())["signature"]
         needs.append({"role": "expert", "tasks": [task], "path": str(expert), "signature": signature})

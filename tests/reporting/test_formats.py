@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from runner.config.derive import on_tasks
 from runner.errors import UserError
 from runner.reporting import markup, text
 from runner.reporting.build import build
@@ -49,6 +50,7 @@ def test_the_terminal_says_all_of_it(found):
     assert "segmentation, depth, normals, edge on rooms (test)" in shown
     assert "all runs: mixture rooms" in shown and "weighting" not in shown.split("all runs:")[1].split("\n")[0]
     assert "OutOfMemoryError: CUDA out of memory" in shown and "step 150 of 300" in shown
+    assert "  runner train -m +experiment=demo weighting=equal,cagrad,nash_mtl seed=0,1,2\n" in shown
     assert "waiting (1)" in shown and "weighting=nash_mtl seed=2" in shown
     assert "Δm survey: mean over tasks, one metric each, higher is better" in shown
 
@@ -79,6 +81,22 @@ def test_the_best_and_the_worse_are_told(told):
     rows = {line.split()[0]: line for line in shown.splitlines() if line.startswith(("cagrad ", "equal "))}
     assert rows["cagrad"].count("*") == 4 and rows["equal"].count("*") == 0 and "≈" not in rows["equal"]
     assert "* best, ≈ not distinguishable from it (paired t-test by seed, Holm-corrected" in shown
+
+
+def test_runs_that_cannot_be_compared_are_said_to_be(tmp_path):
+    write_run(tmp_path / "a", make_config(), rows=0)
+    config = make_config()
+    write_run(tmp_path / "b", on_tasks(config, ["segmentation", "depth"], "two"), rows=0)
+    shown = draw(build(load([tmp_path])))
+    assert "2 tables: runs of other tasks" in shown
+    assert "\nsegmentation, depth on rooms (test)\n" in shown
+
+
+def test_a_search_says_what_mattered(tmp_path):
+    write_run(tmp_path / "jobs" / "000-aaaaaaaa", make_config(), rows=0)
+    (tmp_path / "sweep.json").write_text('{"schema": 1, "name": "demo", "verb": "tune", "axes": {}, "jobs": []}')
+    (tmp_path / "tune.json").write_text('{"objective": ["depth/rmse"], "importance": {"a": 0.2, "b": 0.8, "c": null}}')
+    assert "importance for depth/rmse: b 80 %, a 20 %" in draw(build(load([tmp_path])))
 
 
 def test_a_terminal_without_unicode(found):

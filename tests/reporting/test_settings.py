@@ -55,6 +55,15 @@ def test_a_key_of_an_option_is_a_column_when_it_varies_within_it():
     assert [setting.cells["weighting.c"] for setting in settings] == ["", "0.2", "0.4"]
 
 
+def test_what_only_merges_have_does_not_vary():
+    none, ties = {"merge": {"_target_": None}}, {"merge": {"_target_": "runner.merging.rules.TIES"}}
+    runs = [make(none), make(ties | {"merging": {"examples": 400}}), make(ties | {"merging": {"examples": 800}})]
+    found, _ = columns(*runs[:2])
+    assert found.names == ["merge"] and not found.implied
+    found, _ = columns(*runs)
+    assert found.names == ["merge", "merging.examples"]
+
+
 def test_words_of_the_command_name_options_that_share_a_target():
     swin = {"_target_": "runner.backbones.swin.Swin"}
     runs = [

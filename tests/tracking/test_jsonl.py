@@ -127,3 +127,14 @@ except RunFailed as error:
 def test_a_place_that_cannot_be_written_is_said_in_words(tmp_path):
     with pytest.raises(RunFailed, match="cannot write"):
         MetricsFile(tmp_path / "absent" / "m", 1, 0)
+
+
+def test_the_final_test_is_written_once_however_often_it_is_done(tmp_path):
+    first = MetricsFile(tmp_path / "m", 1, 0)
+    first.append(6, "validation", {"a": {"miou": 0.5}})
+    first.append(6, "test", {"a": {"miou": 0.4}})  # and killed before result.json
+    first.close()
+    second = MetricsFile(tmp_path / "m", 2, resume_step=6)
+    second.append(6, "test", {"a": {"miou": 0.4}})
+    second.close()
+    assert [row[:3] for row in rows(tmp_path / "m")] == [(6, 1, "validation"), (6, 2, "test")]

@@ -38,14 +38,14 @@ DRAWN = ["x", "x", "y", "x", "z", "x", "y", "x", "x", "y"]
 def test_it_is_the_algorithm():
     lr, decay, beta1, beta2, eps, omega = 0.01, 0.1, 0.8, 0.95, 1e-6, {"y": 2.5}
     net = Net()
-    optimizer = mt_adamw(
-        net, lr=lr, weight_decay=decay, betas=[beta1, beta2], eps=eps, omega=omega, no_decay=["bias"]
-    )
+    optimizer = mt_adamw(net, lr=lr, weight_decay=decay, betas=[beta1, beta2], eps=eps, omega=omega, no_decay=["bias"])
     theta = {n: p.detach().double().numpy().copy() for n, p in net.named_parameters()}
     m, n2 = ({k: np.zeros_like(v) for k, v in theta.items()} for _ in range(2))
     for t, drawn in enumerate(DRAWN, start=1):
         gradients(net, drawn, t)
-        given = {k: np.zeros_like(theta[k]) if p.grad is None else p.grad.double().numpy() for k, p in net.named_parameters()}
+        given = {
+            k: np.zeros_like(theta[k]) if p.grad is None else p.grad.double().numpy() for k, p in net.named_parameters()
+        }
         norm = np.sqrt(sum((g**2).sum() for g in given.values()))
         for k in theta:
             g = omega.get(drawn, 1.0) * given[k] / norm

@@ -48,11 +48,18 @@ def assert_same(one, other):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("weighting", ["equal", "uncertainty", "pcgrad"])
+@pytest.mark.parametrize("weighting", ["equal", "uncertainty", "pcgrad", "mgda_ub", "modo", "moml"])
 def test_two_processes_equal_one(single, tmp_path, weighting):
     two = train(tmp_path, *EXACT, f"weighting={weighting}", "name=two", "launch.num_processes=2")
     assert json.loads((two / "result.json").read_text())["processes"] == 2
     assert_same(single(weighting), two)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weighting", ["mgda_ub", "modo", "auto_lambda", "forum"])
+def test_micro_batches_of_other_methods_equal_one_batch(single, tmp_path, weighting):
+    many = train(tmp_path, *EXACT, f"weighting={weighting}", "name=many", "trainer.accumulation=4")
+    assert_same(single(weighting), many)
 
 
 @pytest.mark.parametrize("weighting", ["equal", "pcgrad"])

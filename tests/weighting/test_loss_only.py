@@ -16,7 +16,7 @@ from tests.weighting.cases import reloaded, run, tasks, weights_of
 
 CONFIGS = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(Path(config_root()).glob("weighting/*.yaml"))}
 NAMES = [name for name, config in CONFIGS.items() if isinstance(build(config, tasks(2)), LossWeighting)]
-SHORT = {"coba": {"window": 3, "warmup_steps": 2}, "stch": {"warmup_epoch": 1}}
+SHORT = {"coba": {"window": 3, "warmup_steps": 2, "losses": "train"}, "stch": {"warmup_epoch": 1}}
 """So that ten steps get past every warm-up."""
 
 

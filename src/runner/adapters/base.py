@@ -26,4 +26,4 @@ class Adapter(ABC):
 
     @abstractmethod
     def fold(self, model: nn.Module) -> dict[str, Tensor]:
-        """The state of the model without the adapter that computes the same: what it learned is added to the weights."""
+        """The state of the model without the adapter that computes the same: what it learned goes into the weights."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from typing import Literal
 
@@ -45,7 +46,8 @@ class LoRA(Adapter):
     def adapt(self, backbone: Backbone) -> None:
         from peft import LoraConfig, inject_adapter_in_model
 
-        names = self._target_names(backbone.trunk)
+        trunk = getattr(backbone, "trunk", backbone)  # a table's MLP is all trunk
+        names = self._target_names(trunk)
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type] - a float is fine
@@ -55,7 +57,7 @@ class LoRA(Adapter):
             use_dora=self.dora,
             bias={"none": "none", "adapted": "lora_only", "all": "all"}[self.bias],
         )
-        inject_adapter_in_model(config, backbone.trunk)
+        inject_adapter_in_model(config, trunk)
 
     def _target_names(self, trunk: nn.Module) -> list[str]:
         """Full names of the modules to adapt."""
@@ -86,12 +88,9 @@ class LoRA(Adapter):
     def fold(self, model: nn.Module) -> dict[str, Tensor]:
         from peft.tuners.tuners_utils import BaseTunerLayer
 
-        layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
-        for layer in layers:
-            layer.merge(safe_merge=True)
-        try:
-            plain = {name: self.plain_name(name) for name in model.state_dict()}
-            return {plain[n]: t.clone() for n, t in model.state_dict().items() if plain[n] is not None}  # type: ignore
-        finally:
-            for layer in layers:
-                layer.unmerge()
+        folded = copy.deepcopy(model)  # subtracting again what was added would leave rounding behind
+        for layer in folded.modules():
+            if isinstance(layer, BaseTunerLayer):
+                layer.merge(safe_merge=True)
+        state = {self.plain_name(name): tensor.detach() for name, tensor in folded.state_dict().items()}
+        return {name: tensor for name, tensor in state.items() if name is not None}

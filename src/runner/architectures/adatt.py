@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from runner.architectures.experts import Expert, Gate, Mixer, OnFeatures, Shape, Stream, after, plus, weigh
+from runner.architectures.experts import Expert, Gate, Mixer, OnFeatures, Shape, Size, Stream, plus, weigh
 from runner.backbones.base import Backbone
 from runner.config.kinds import Fraction, NonNegativeInt, PositiveInt
 
@@ -28,8 +28,8 @@ class AdaTT(OnFeatures):
         levels: of fusion.
         task_experts, shared_experts: per level, those of a task per task.
         residual: the second line above; the authors keep it on.
-        hidden: widths of an expert's layers on vectors and tokens; on maps an expert is one 3×3 convolution per level
-            of the pyramid.
+        hidden: widths of an expert's layers on vectors and tokens.
+        channels: of its 1×1 and 3×3 convolution on every map.
         norm: of experts on maps.
         dropout: in experts on vectors and tokens.
     """
@@ -47,23 +47,26 @@ class AdaTT(OnFeatures):
         shared_experts: NonNegativeInt = 1,
         residual: bool = True,
         hidden: list[PositiveInt],
+        channels: PositiveInt = 128,
         norm: Literal["batch", "group", "none"] = "group",
         dropout: Fraction = 0.0,
     ) -> None:
+        size = Size(hidden, channels, norm, dropout)
+
         def make_mixer(shape: Shape, names: list[str]) -> Mixer:
             def make_experts(before: Shape, count: int) -> nn.ModuleList:
-                return nn.ModuleList(Expert(before, hidden, norm, dropout) for _ in range(count))
+                return nn.ModuleList(Expert(before, size) for _ in range(count))
 
             made = []
             for level in range(levels):
                 own = {name: make_experts(shape, task_experts) for name in names}
                 goes_on = level < levels - 1 and shared_experts > 0
                 made.append(Fusion(shape, own, make_experts(shape, shared_experts), goes_on, residual))
-                shape = after(shape, hidden)
+                shape = size.after(shape)
             return Fusions(made)
 
         defaults = {"dense": dense_head, "pooled": pooled_head, "token": token_head}
-        super().__init__(make_backbone, tasks, defaults, make_mixer, lambda shape: after(shape, hidden))
+        super().__init__(make_backbone, tasks, defaults, make_mixer, size.after)
 
 
 class Fusion(nn.Module):

@@ -20,7 +20,8 @@ class CGC(PLE):
         tasks: name → task.
         dense_head, pooled_head, token_head: head config for each kind of task that brings none of its own.
         shared_experts, task_experts: numbers of experts, those of a task per task.
-        hidden: widths of an expert's layers on vectors and tokens; on maps an expert is one 3×3 convolution per level.
+        hidden: widths of an expert's layers on vectors and tokens.
+        channels: of its 1×1 and 3×3 convolution on every map.
         norm: of experts on maps.
         dropout: in experts on vectors and tokens.
     """
@@ -36,6 +37,7 @@ class CGC(PLE):
         shared_experts: PositiveInt = 2,
         task_experts: NonNegativeInt = 2,
         hidden: list[PositiveInt],
+        channels: PositiveInt = 128,
         norm: Literal["batch", "group", "none"] = "group",
         dropout: Fraction = 0.0,
     ) -> None:
@@ -49,6 +51,7 @@ class CGC(PLE):
             shared_experts=shared_experts,
             task_experts=task_experts,
             hidden=hidden,
+            channels=channels,
             norm=norm,
             dropout=dropout,
         )

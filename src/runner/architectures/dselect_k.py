@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from runner.architectures.experts import Expert, Mixer, OnFeatures, Shape, Stream, after, summary
+from runner.architectures.experts import Expert, Mixer, OnFeatures, Shape, Size, Stream, summary
 from runner.architectures.mmoe import GatedExperts
 from runner.backbones.base import Backbone
 from runner.config.kinds import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
@@ -32,7 +32,8 @@ class DSelectK(OnFeatures):
         gamma: width of the smooth step; a small one decides early.
         per_example: codes and α are linear in the features; False learns them alone, the static gate.
         entropy: weight of the selectors' entropies in the objective, which drives codes to 0 and 1; static gates only.
-        hidden: widths of an expert's layers on vectors and tokens; on maps an expert is one 3×3 convolution per level.
+        hidden: widths of an expert's layers on vectors and tokens.
+        channels: of its 1×1 and 3×3 convolution on every map.
         norm: of experts on maps.
         dropout: in experts on vectors and tokens.
     """
@@ -51,6 +52,7 @@ class DSelectK(OnFeatures):
         per_example: bool = True,
         entropy: NonNegativeFloat = 0.0,
         hidden: list[PositiveInt],
+        channels: PositiveInt = 128,
         norm: Literal["batch", "group", "none"] = "group",
         dropout: Fraction = 0.0,
     ) -> None:
@@ -69,13 +71,15 @@ class DSelectK(OnFeatures):
         if problems:
             raise UserError(problems)
 
+        size = Size(hidden, channels, norm, dropout)
+
         def make_mixer(shape: Shape, names: list[str]) -> Mixer:
-            made = nn.ModuleList(Expert(shape, hidden, norm, dropout) for _ in range(experts))
+            made = nn.ModuleList(Expert(shape, size) for _ in range(experts))
             gates = {name: DSelectGate(shape, experts, k, gamma, per_example) for name in names}
             return SelectedExperts(made, nn.ModuleDict(gates), entropy)
 
         defaults = {"dense": dense_head, "pooled": pooled_head, "token": token_head}
-        super().__init__(make_backbone, tasks, defaults, make_mixer, lambda shape: after(shape, hidden))
+        super().__init__(make_backbone, tasks, defaults, make_mixer, size.after)
 
 
 class SelectedExperts(GatedExperts):

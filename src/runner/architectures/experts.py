@@ -9,6 +9,7 @@ each kind has its own experts on the one backbone.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -62,31 +63,48 @@ def plus(left: Stream, right: Stream) -> Stream:
     return [a + b for a, b in zip(left, right, strict=True)]
 
 
-class Expert(nn.Module):
-    """A perceptron with ReLU on vectors; a 3×3 convolution, norm and ReLU on every map.
+@dataclass(frozen=True)
+class Size:
+    """Of experts.
 
-    Args:
-        hidden: widths of the perceptron's layers, all followed by ReLU; the last is the output's.
-        norm: of the convolutions.
+    Attributes:
+        hidden: widths of the perceptron's layers on vectors and tokens; the last is the output's.
+        channels: of the convolutions on maps.
+        norm: of those.
+        dropout: after every layer of the perceptron.
     """
 
-    def __init__(self, shape: Shape, hidden: Sequence[int], norm: Norm, dropout: float = 0.0) -> None:
+    hidden: Sequence[int]
+    channels: int
+    norm: Norm = "group"
+    dropout: float = 0.0
+
+    def after(self, shape: Shape) -> Shape:
+        """The shape of what such experts make."""
+        return Shape(shape.kind, [self.channels if shape.kind == "dense" else self.hidden[-1]] * len(shape.widths))
+
+
+class Expert(nn.Module):
+    """A perceptron with ReLU on vectors; on every map a 1×1 and a 3×3 convolution, each with norm and ReLU."""
+
+    def __init__(self, shape: Shape, size: Size) -> None:
         super().__init__()
         if shape.kind == "dense":
-            self.parts = nn.ModuleList(conv_block(width, width, 3, norm) for width in shape.widths)
+            self.parts = nn.ModuleList(
+                nn.Sequential(
+                    conv_block(width, size.channels, 1, size.norm),
+                    conv_block(size.channels, size.channels, 3, size.norm),
+                )
+                for width in shape.widths
+            )
         else:
             layers: list[nn.Module] = []
-            for before, after in pairwise([shape.widths[0], *hidden]):
-                layers += [nn.Linear(before, after), nn.ReLU(), *([nn.Dropout(dropout)] if dropout else [])]
+            for before, after in pairwise([shape.widths[0], *size.hidden]):
+                layers += [nn.Linear(before, after), nn.ReLU(), *([nn.Dropout(size.dropout)] if size.dropout else [])]
             self.parts = nn.ModuleList([nn.Sequential(*layers)])
 
     def forward(self, stream: Stream) -> Stream:
         return [part(x) for part, x in zip(self.parts, stream, strict=True)]
-
-
-def after(shape: Shape, hidden: Sequence[int]) -> Shape:
-    """The shape of what experts of these widths make."""
-    return shape if shape.kind == "dense" else Shape(shape.kind, [hidden[-1]])
 
 
 class Gate(nn.Module):

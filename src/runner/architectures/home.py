@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from runner.architectures.experts import Gate, Mixer, OnFeatures, Shape, Stream, after, plus, summary, weigh
+from runner.architectures.experts import Gate, Mixer, OnFeatures, Shape, Size, Stream, plus, summary, weigh
 from runner.architectures.heads.layers import normalisation
 from runner.backbones.base import Backbone
 from runner.config.kinds import PositiveInt
@@ -34,8 +34,8 @@ class HoME(OnFeatures):
         categories: name → tasks, each task in one; None puts all tasks into one. Only tasks of the same kind meet.
         shared_experts, category_experts, task_experts: numbers of experts, of a unit per unit and level.
         rank: of the feature gates.
-        hidden: widths of an expert's layers on vectors and tokens; on maps an expert is one 3×3 convolution per level
-            of the pyramid.
+        hidden: widths of an expert's layers on vectors and tokens.
+        channels: of its 1×1 and 3×3 convolution on every map.
         norm: in experts; "batch" as published, "group" is LayerNorm on vectors. Tokens always have LayerNorm, since a
             batch's statistics would depend on its padding.
     """
@@ -54,23 +54,24 @@ class HoME(OnFeatures):
         task_experts: PositiveInt = 2,
         rank: PositiveInt = 8,
         hidden: list[PositiveInt],
+        channels: PositiveInt = 128,
         norm: Literal["batch", "group"] = "batch",
     ) -> None:
         grouped = _checked(categories, list(tasks))
+
+        size = Size(hidden, channels, norm)
 
         def make_mixer(shape: Shape, names: list[str]) -> Mixer:
             own = {c: [n for n in members if n in names] for c, members in grouped.items()}
             own = {c: members for c, members in own.items() if members}
 
             def make_unit(before: Shape, count: int) -> Unit:
-                return Unit(before, count, rank, hidden, norm)
+                return Unit(before, count, rank, size)
 
-            return Hierarchy(
-                shape, after(shape, hidden), own, make_unit, (shared_experts, category_experts, task_experts)
-            )
+            return Hierarchy(shape, size.after(shape), own, make_unit, (shared_experts, category_experts, task_experts))
 
         defaults = {"dense": dense_head, "pooled": pooled_head, "token": token_head}
-        super().__init__(make_backbone, tasks, defaults, make_mixer, lambda shape: after(shape, hidden))
+        super().__init__(make_backbone, tasks, defaults, make_mixer, size.after)
 
 
 def _checked(categories: Mapping[str, Sequence[str]] | None, tasks: list[str]) -> dict[str, list[str]]:
@@ -98,22 +99,25 @@ def _checked(categories: Mapping[str, Sequence[str]] | None, tasks: list[str]) -
 
 
 class NormalisedExpert(nn.Module):
-    """Feature gate, then layers of Swish(norm(W x)); on every map a 3×3 convolution for W."""
+    """Feature gate, then layers of Swish(norm(W x)); on every map a 1×1 and a 3×3 convolution."""
 
-    def __init__(self, shape: Shape, rank: int, hidden: Sequence[int], norm: Literal["batch", "group"]) -> None:
+    def __init__(self, shape: Shape, rank: int, size: Size) -> None:
         super().__init__()
         self.kind = shape.kind
         self.down = nn.ModuleList(nn.Linear(width, rank, bias=False) for width in shape.widths)
         self.up = nn.ModuleList(nn.Linear(rank, width, bias=False) for width in shape.widths)
         self.parts = nn.ModuleList()
+        layers: list[nn.Module] = []
         if shape.kind == "dense":
             for width in shape.widths:
-                convolution = nn.Conv2d(width, width, 3, padding=1, bias=False)
-                self.parts.append(nn.Sequential(convolution, normalisation(norm, width), nn.SiLU()))
+                layers = []
+                for before, kernel in ((width, 1), (size.channels, 3)):
+                    convolution = nn.Conv2d(before, size.channels, kernel, padding=kernel // 2, bias=False)
+                    layers += [convolution, normalisation(size.norm, size.channels), nn.SiLU()]
+                self.parts.append(nn.Sequential(*layers))
             return
-        layers: list[nn.Module] = []
-        for before, width in pairwise([shape.widths[0], *hidden]):
-            whole = norm == "batch" and shape.kind == "pooled"
+        for before, width in pairwise([shape.widths[0], *size.hidden]):
+            whole = size.norm == "batch" and shape.kind == "pooled"
             layers += [
                 nn.Linear(before, width, bias=False),
                 nn.BatchNorm1d(width) if whole else nn.LayerNorm(width),
@@ -145,11 +149,9 @@ class SelfGate(nn.Module):
 class Unit(nn.Module):
     """The experts of the shared unit, of a category or of a task, at one level."""
 
-    def __init__(
-        self, shape: Shape, count: int, rank: int, hidden: Sequence[int], norm: Literal["batch", "group"]
-    ) -> None:
+    def __init__(self, shape: Shape, count: int, rank: int, size: Size) -> None:
         super().__init__()
-        self.experts = nn.ModuleList(NormalisedExpert(shape, rank, hidden, norm) for _ in range(count))
+        self.experts = nn.ModuleList(NormalisedExpert(shape, rank, size) for _ in range(count))
 
     def forward(self, stream: Stream) -> list[Stream]:
         return [expert(stream) for expert in self.experts]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from runner.architectures.experts import Expert, Gate, Mixer, OnFeatures, Shape, Stream, after, weigh
+from runner.architectures.experts import Expert, Gate, Mixer, OnFeatures, Shape, Size, Stream, weigh
 from runner.backbones.base import Backbone
 from runner.config.kinds import Fraction, PositiveInt
 
@@ -24,7 +24,8 @@ class MMoE(OnFeatures):
         tasks: name → task.
         dense_head, pooled_head, token_head: head config for each kind of task that brings none of its own.
         experts: number of experts of each kind of task.
-        hidden: widths of an expert's layers on vectors and tokens; on maps an expert is one 3×3 convolution per level.
+        hidden: widths of an expert's layers on vectors and tokens.
+        channels: of its 1×1 and 3×3 convolution on every map.
         norm: of experts on maps.
         dropout: in experts on vectors and tokens.
     """
@@ -39,15 +40,18 @@ class MMoE(OnFeatures):
         token_head: dict,
         experts: PositiveInt = 4,
         hidden: list[PositiveInt],
+        channels: PositiveInt = 128,
         norm: Literal["batch", "group", "none"] = "group",
         dropout: Fraction = 0.0,
     ) -> None:
+        size = Size(hidden, channels, norm, dropout)
+
         def make_mixer(shape: Shape, names: list[str]) -> Mixer:
-            made = nn.ModuleList(Expert(shape, hidden, norm, dropout) for _ in range(experts))
+            made = nn.ModuleList(Expert(shape, size) for _ in range(experts))
             return GatedExperts(made, nn.ModuleDict({name: Gate(shape, experts) for name in names}))
 
         defaults = {"dense": dense_head, "pooled": pooled_head, "token": token_head}
-        super().__init__(make_backbone, tasks, defaults, make_mixer, lambda shape: after(shape, hidden))
+        super().__init__(make_backbone, tasks, defaults, make_mixer, size.after)
 
 
 class GatedExperts(Mixer):

@@ -113,7 +113,7 @@ class MTAN(Architecture):
         x_BCHW, run = self.backbone.begin(group.inputs)
         carried: dict[str, Tensor] = {}
         states: dict[str, list[Tensor]] = {task: [] for task in tasks}
-        for index in range(max((self.last_stage(task) for task in tasks), default=0)):
+        for index in range(max([0, *(self.last_stage(task) for task in tasks)])):
             inner_BCHW, x_BCHW = self.backbone.stage(index, x_BCHW, run)
             for task in tasks:
                 if index >= self.last_stage(task):

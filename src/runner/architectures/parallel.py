@@ -46,7 +46,7 @@ class ParallelNetworks(Architecture):
 
     def depth(self, tasks: Sequence[str]) -> int:
         """How many stages the longest of these tasks' networks has."""
-        return max((len(self.backbones[name].stage_channels) for name in tasks), default=0)
+        return max([0, *(len(self.backbones[name].stage_channels) for name in tasks)])
 
     def members(self, index: int) -> list[str]:
         """The tasks whose networks have this stage."""

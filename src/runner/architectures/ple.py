@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from runner.architectures.experts import Expert, Gate, Mixer, OnFeatures, Shape, Stream, after, weigh
+from runner.architectures.experts import Expert, Gate, Mixer, OnFeatures, Shape, Size, Stream, weigh
 from runner.backbones.base import Backbone
 from runner.config.kinds import Fraction, NonNegativeInt, PositiveInt
 
@@ -24,8 +24,8 @@ class PLE(OnFeatures):
         dense_head, pooled_head, token_head: head config for each kind of task that brings none of its own.
         levels: of experts.
         shared_experts, task_experts: per level, and of those of a task per task.
-        hidden: widths of an expert's layers on vectors and tokens; on maps an expert is one 3×3 convolution per level
-            of the pyramid.
+        hidden: widths of an expert's layers on vectors and tokens.
+        channels: of its 1×1 and 3×3 convolution on every map.
         norm: of experts on maps.
         dropout: in experts on vectors and tokens.
     """
@@ -42,22 +42,25 @@ class PLE(OnFeatures):
         shared_experts: PositiveInt = 2,
         task_experts: NonNegativeInt = 2,
         hidden: list[PositiveInt],
+        channels: PositiveInt = 128,
         norm: Literal["batch", "group", "none"] = "group",
         dropout: Fraction = 0.0,
     ) -> None:
+        size = Size(hidden, channels, norm, dropout)
+
         def make_mixer(shape: Shape, names: list[str]) -> Mixer:
             def make_expert(before: Shape) -> Expert:
-                return Expert(before, hidden, norm, dropout)
+                return Expert(before, size)
 
             made = []
             for level in range(levels):
                 last = level == levels - 1
                 made.append(Extraction(shape, names, shared_experts, task_experts, make_expert, shared_gate=not last))
-                shape = after(shape, hidden)
+                shape = size.after(shape)
             return Levels(made)
 
         defaults = {"dense": dense_head, "pooled": pooled_head, "token": token_head}
-        super().__init__(make_backbone, tasks, defaults, make_mixer, lambda shape: after(shape, hidden))
+        super().__init__(make_backbone, tasks, defaults, make_mixer, size.after)
 
 
 class Extraction(nn.Module):

@@ -47,6 +47,7 @@ class ImageBackbone(Backbone):
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise UserError("backbone.mean and backbone.std need three numbers each, std above 0")
         self.spec = spec
+        self.stage_spec = spec  # of the states between stages, whatever levels are kept
         self.kept: tuple[int, ...] | None = None
         self.multiple = multiple
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
@@ -95,7 +96,7 @@ class ImageBackbone(Backbone):
     @property
     def stage_channels(self) -> tuple[int, ...]:
         """Channels of the state after each stage."""
-        return self.spec.channels
+        return self.stage_spec.channels
 
     @property
     def inner_channels(self) -> tuple[int, ...]:
@@ -105,7 +106,7 @@ class ImageBackbone(Backbone):
     @property
     def stage_strides(self) -> tuple[int, ...]:
         """Input pixels per cell of the state after each stage."""
-        return self.spec.strides
+        return self.stage_spec.strides
 
     def begin(self, inputs: dict[str, Tensor]) -> tuple[Tensor, StageRun]:
         """Images → what the first stage reads."""

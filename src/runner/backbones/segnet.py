@@ -1,8 +1,8 @@
 """SegNet as multi-task papers use it: VGG-16's convolutions down, their mirror image up, unpooling at stored maxima.
 
 Badrinarayanan, Kendall and Cipolla 2017, arXiv 1511.00561, in the form of MTAN (Liu et al. 2019, arXiv 1803.10704):
-five encoder stages of 2, 2, 3, 3, 3 convolutions, each 3×3 + BatchNorm + ReLU, with a 2×2 max-pooling after every stage,
-and five decoder stages of 3, 3, 3, 2, 2 after an unpooling each.
+five encoder stages of 2, 2, 3, 3, 3 convolutions, each 3×3 + BatchNorm + ReLU, with a 2×2 max-pooling after every
+stage, and five decoder stages of 3, 3, 3, 2, 2 after an unpooling each.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class SegNet(ImageBackbone):
     @property
     def stage_channels(self) -> tuple[int, ...]:
         """Five encoder stages, then the decoder's from coarse to fine."""
-        return (*self.widths, *(reversed(self.spec.channels) if self.decoder is not None else ()))
+        return (*self.widths, *(reversed(self.stage_spec.channels) if self.decoder is not None else ()))
 
     @property
     def inner_channels(self) -> tuple[int, ...]:
@@ -86,7 +86,7 @@ class SegNet(ImageBackbone):
     @property
     def stage_strides(self) -> tuple[int, ...]:
         """States are taken before pooling: 1, 2, 4, 8, 16, then back."""
-        return (*self.spec.strides, *(reversed(self.spec.strides) if self.decoder is not None else ()))
+        return (*self.stage_spec.strides, *(reversed(self.stage_spec.strides) if self.decoder is not None else ()))
 
     @property
     def decoder_stages(self) -> int:

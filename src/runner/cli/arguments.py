@@ -126,7 +126,12 @@ def _example(flag: str) -> str:
 
 def _unknown_flag(word: str, verb: str, rest: list[str]) -> Problem:
     """`--seed 3` and `--seed=3` are overrides in another dress; everything else is a mistyped flag."""
-    own = {"train": ["--dry-run"], "tune": ["--dry-run"], "validate": ["--all"]}.get(verb, [])
+    own = {
+        "train": ["--dry-run"],
+        "tune": ["--dry-run"],
+        "merge": ["--dry-run", "--from"],
+        "validate": ["--all"],
+    }.get(verb, [])
     hydra = {**HYDRA_VALUED, **HYDRA_PLAIN, "--info": ""} if verb != "validate" else ("--config-dir", "--multirun")
     long = [flag for flag in (*own, *hydra, "--help") if flag.startswith("--")]
     name, equals, value = word.lstrip("-").partition("=")

@@ -15,8 +15,8 @@ from runner.errors import EXIT_DONE, UserError
 HELP = """\
 usage: runner cancel SWEEP
 
-Stops a sweep: what is in Slurm's queue is cancelled, a front end that runs it on this machine is told
-to stop. Running jobs save first; `runner resume SWEEP` goes on with them later.
+Stops a sweep: what is in Slurm's queue is cancelled, a front end that runs it on this machine is
+told to stop. Running jobs save first; `runner resume SWEEP` goes on with them later.
 
 examples:
   runner cancel outputs/sweeps/demo-3fa9c1d2

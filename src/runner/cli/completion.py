@@ -91,6 +91,19 @@ FLAGS = {
     "ls": ("--config-dir", "--help", "--json"),
     "show": ("--config-dir", "--help"),
     "status": ("--help", "--json"),
+    "sync": ("--dry-run", "--entity", "--help", "--project"),
+    "report": (
+        "--baseline",
+        "--csv",
+        "--delta-m",
+        "--help",
+        "--html",
+        "--latex",
+        "--markdown",
+        "--metrics",
+        "--panels-mb",
+        "--split",
+    ),
 }
 
 
@@ -141,7 +154,7 @@ def candidates(words: list[str]) -> list[str]:
         return [*_keys(current), DIRECTORIES]
     if verb in ("export", "rerun"):
         return [DIRECTORIES] if position == 0 else []
-    if verb in ("resume", "status", "cp"):
+    if verb in ("resume", "status", "cancel", "sync", "report", "cp"):
         return [DIRECTORIES]
     return _starting(current, SCRIPTS) if verb == "completion" else []
 

@@ -10,18 +10,18 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from runner.cli.arguments import split_hydra
+from runner.cli.arguments import HydraArguments, split_hydra
 from runner.errors import EXIT_FAILED, EXIT_STOPPED, UserError
 
 HELP = """\
-usage: runner merge merge=STRATEGY [base=DIR] 'models=[DIR,DIR,…]' out=DIR [OVERRIDES…] [--dry-run]
+usage: runner merge merge=STRATEGY [base=DIR] 'models=[DIR,DIR,…]' out=DIR [OVERRIDES…]
 
-Merges models tensor by tensor: memory does not grow with their size. Killed, the same command goes on.
-DIR: safetensors or torch files, PEFT adapters (with base=DIR), runs of ours, DIR#TASK of a merge.
+Merges models tensor by tensor: memory does not grow with their size. Killed, it can go on.
+DIR: safetensors or torch files, PEFT adapters (with base=DIR), runs of ours, DIR@TASK of a merge.
 
   --dry-run            print tensors, bytes, time and memory; write nothing
   --from FILE          read a mergekit YAML; overrides come on top
-  merge.weights=[…]    one coefficient per model; merge.layers={'*.attn.*': 0.5} by pattern
+  merge.weights=[…]    one coefficient per model; by pattern: 'merge.layers={*.attn.*: 0.5}'
   include=[…] exclude=[…]   patterns of tensors to merge, or to copy from the base
   dtype=bfloat16       store so; default: as the base. Everything is computed in float32
   embed=union          vocabularies of different size: error, base or union
@@ -42,6 +42,16 @@ def run(arguments: Sequence[str]) -> int:
     request = split_hydra(words, "merge")
     if request.multirun:
         raise UserError("runner merge makes one model at a time, without -m", see="runner merge --help")
+    child = None if request.flags else start(dry)
+    try:
+        return _run(request, recipe, child)
+    finally:
+        if child is not None and child.poll() is None:  # something in the command is wrong
+            child.kill()
+            child.wait()
+
+
+def _run(request: HydraArguments, recipe: str | None, child: subprocess.Popen[bytes] | None) -> int:
     from runner.cli import sweep
     from runner.config.compose import compose
     from runner.config.freeze import finalize_merge
@@ -56,7 +66,7 @@ def run(arguments: Sequence[str]) -> int:
         sweep.refuse(composed.problems)
         sweep.check_package(composed, request.flags)
         return sweep.hydra_answers(name, composed.overrides, request)
-    return work(finalize_merge(composed), dry)
+    return work(finalize_merge(composed), child)
 
 
 def _own_flags(words: list[str]) -> tuple[list[str], bool, str | None]:
@@ -76,14 +86,18 @@ def _own_flags(words: list[str]) -> tuple[list[str], bool, str | None]:
     return rest, dry, recipe
 
 
-def work(config: dict[str, Any], dry: bool) -> int:
-    """Hand a checked configuration to the worker and wait for it; a stop signal reaches it, and it says so."""
+def start(dry: bool) -> subprocess.Popen[bytes] | None:
+    """The worker: it imports torch while the command is still being checked, then waits for its configuration."""
     command = [sys.executable, "-m", "runner.merging.worker", *(["--dry-run"] if dry else [])]
     environment = dict(os.environ) | {"OMP_NUM_THREADS": "1"}  # pieces are worked on side by side instead
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, start_new_session=True)
-    previous = {
-        number: signal.signal(number, lambda n, _: child.send_signal(n)) for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    return subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, start_new_session=True)
+
+
+def work(config: dict[str, Any], child: subprocess.Popen[bytes] | None) -> int:
+    """Hand a checked configuration to the worker and wait for it; a stop signal reaches it, and it says so."""
+    assert child is not None
+    signals = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.signal(number, lambda n, _: child.send_signal(n)) for number in signals}
     try:
         child.communicate(json.dumps(config).encode())
     finally:

@@ -17,8 +17,8 @@ HELP = """\
 usage: runner status [DIR] [--json]
 
 Says how a run is doing: status, step, attempts, newest metrics, checkpoints, what to do next.
-For a sweep one line per job, with its place in Slurm's queue; for a folder of runs (default: outputs)
-one line per run.
+For a sweep one line per job, with its place in Slurm's queue; for a folder of runs (default:
+outputs) one line per run.
 
   --json   run.json, newest step and result of each run, for scripts
 

@@ -15,9 +15,9 @@ from runner.errors import EXIT_DONE, EXIT_FAILED, UserError
 HELP = """\
 usage: runner sync [PATH…] [--dry-run] [--project NAME] [--entity NAME]
 
-Uploads the offline W&B runs below the given folders (default: outputs): those of single runs, of whole
-sweeps, of everything. What is uploaded already is left out. A run that was interrupted is one run in
-W&B: its pieces are sent together, in their order.
+Uploads the offline W&B runs below the given folders (default: outputs): of single runs, of whole
+sweeps, of everything. What is uploaded already is left out. A run that was interrupted is one run
+in W&B: its pieces are sent together, in their order.
 
   --dry-run       print the `wandb sync` lines and stop
   --project NAME  another project than the one that was recorded

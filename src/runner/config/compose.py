@@ -24,7 +24,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, MissingConfigException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from runner.config import paths
@@ -36,6 +36,7 @@ from runner.config.overrides import (
     parse,
     parse_one,
     sweep_problem,
+    sweep_values,
 )
 from runner.errors import Problem, UserError, suggest
 
@@ -81,6 +82,7 @@ def loader(folders: Sequence[Path], job: str) -> Iterator[ConfigLoader]:
     search = create_config_search_path(str(folders[0]))
     for folder in folders[1:]:
         search.prepend("runner", f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
+    GlobalHydra.instance().clear()  # a configuration may need that of another experiment while it is composed
     try:
         yield Hydra.create_main_hydra2(job, search).config_loader
     finally:
@@ -149,8 +151,12 @@ class _Shared:
         key = tuple(lines)
         if key not in self.loaded:
             before = len(problems)
+            for line in lines:
+                override = parse_one(line)
+                check_file(override.key_or_group, override.value(), folders)
             cfg, dropped = _load(self.configs, self.name, lines, folders, problems)
-            check_files(cfg, folders)
+            for choice, option in cfg.hydra.runtime.choices.items():
+                check_file(str(choice).partition("@")[0], option, folders)
             if dropped or len(problems) > before:
                 return cfg, dropped
             self.loaded[key] = cfg
@@ -178,6 +184,9 @@ def _compose(shared: _Shared, lines: list[str], multirun: bool) -> Composed:
             problems += found
             doubtful.add(_section(override))
             continue
+        if override.is_sweep_override() and not sweep_values(override):
+            kept.append(line)  # interval() has no first value to compose with; the caller says what it means
+            continue
         if is_hydra(override) or override.key_or_group in known or "@" in override.get_key_element():
             group_lines.append((line, first_value(override)))
         else:
@@ -196,28 +205,27 @@ def _compose(shared: _Shared, lines: list[str], multirun: bool) -> Composed:
     return Composed(shared.name, cfg, hydra, choices, kept, folders, problems, doubtful)
 
 
-def check_files(cfg: DictConfig, folders: Sequence[Path]) -> None:
-    """Refuse a chosen YAML that is a list or a single value: Hydra would leave it out without a word.
+def check_file(group: str, option: object, folders: Sequence[Path]) -> None:
+    """Refuse a chosen YAML of the user's that is a list or a single value: Hydra may leave it out without a word.
 
     Raises:
         UserError: naming the file.
     """
-    for choice, option in cfg.hydra.runtime.choices.items():
-        group = str(choice).partition("@")[0]
-        for folder in folders[:-1] if option is not None else ():  # the last one is ours
-            path = folder / group / f"{option}.yaml"
-            if path.is_file():
-                _check_mapping(path)
-                break
-    for folder in folders[:-1]:
-        for name in ("train", "eval"):
-            if (folder / f"{name}.yaml").is_file():
-                _check_mapping(folder / f"{name}.yaml")
+    if not isinstance(option, str):
+        return
+    for folder in folders[:-1]:  # the last one is ours
+        path = folder / group / f"{option.removesuffix('.yaml')}.yaml"
+        if path.is_file():
+            _check_mapping(path)
+            return
 
 
 def _check_mapping(path: Path) -> None:
-    with path.open(encoding="utf-8") as file:
-        root = yaml.compose(file, Loader=yaml.SafeLoader)
+    try:
+        with path.open(encoding="utf-8") as file:
+            root = yaml.compose(file, Loader=yaml.SafeLoader)
+    except yaml.YAMLError:
+        return  # Hydra says where it breaks
     if root is not None and not isinstance(root, yaml.MappingNode):
         kind = "a list" if isinstance(root, yaml.SequenceNode) else "a single value"
         raise UserError(
@@ -366,7 +374,6 @@ def _misplaced(line: str, cfg: DictConfig) -> Problem:
 
 def without_hydra(cfg: DictConfig) -> DictConfig:
     """The job's part of a composed configuration, sharing nothing with it."""
-    job = cfg.copy()
-    with open_dict(job):
-        job.pop("hydra", None)
+    job = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    assert isinstance(job, DictConfig)
     return job

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from runner.config import paths, plugins, schema, static
 from runner.config.compose import compose
 from runner.config.freeze import finalize, resolve
+from runner.config.grid import check, expand
 from runner.errors import Problem, UserError
 
 PROBE = "probe"
@@ -39,12 +40,17 @@ def validate_option(
 ) -> list[Problem]:
     """What is wrong with one option.
 
-    An experiment must be complete. Any other option may leave `???` to whoever uses it, and need not fit the
-    defaults of the other groups.
+    An experiment must be complete, and so must every job of a sweep. Any other option may leave `???` to whoever uses
+    it, and need not fit the defaults of the other groups.
     """
     try:
         if option.group == "experiment":
             finalize(compose("train", [f"+experiment={option.name}", *overrides], config_dir), data=False)
+            return []
+        if option.group == "sweep":
+            check(
+                expand(compose("train", [f"+sweep={option.name}", *overrides], config_dir, multirun=True)), config_dir
+            )
             return []
         return _section(option, config_dir, overrides)
     except UserError as error:

@@ -42,6 +42,7 @@ def finalize(composed: Composed, *, data: bool = True) -> dict[str, Any]:
     if not composed.problems and all(map(report.sound, ("mixture", "tasks", "data_root", "plugins"))):
         _complete(config, composed.choices)
         complete_init(config, composed, report)
+        unroll_rounds(config, report)
         if data:
             report.found += [("mixture", problem) for problem in check_data(config)]
     _raise(composed, report)
@@ -80,6 +81,31 @@ def complete_init(config: dict[str, Any], composed: Composed, report: static.Rep
         base[key] = deepcopy(config[key])
     base |= {"seed": config["seed"] if init.get("seed") is None else init["seed"], "run_dir": None, "baseline": None}
     config["init"] = {**init, "config": base}
+
+
+def unroll_rounds(config: dict[str, Any], report: static.Report) -> None:
+    """`merge.rounds=n` (alternating tuning and merging) as a chain: every round starts from the merge before it.
+
+    Each round trains its experts for an n-th of `trainer.max_steps`, so the whole budget stays what it was
+    (Zhou et al. 2024, arXiv 2411.03055). Round n is this run; the others are runs that it needs.
+    """
+    merge = config["merge"]
+    rounds = merge.get("rounds", 1) if merge.get("_target_") else 1
+    if rounds == 1 or not report.sound("merge") or not report.sound("trainer"):
+        return
+    steps = config["trainer"]["max_steps"]
+    if steps is None or steps < rounds:
+        what = f"merge.rounds={rounds} shares trainer.max_steps={'null' if steps is None else steps} among its rounds"
+        report.add("merge.rounds", what, f"set trainer.max_steps to {rounds} or more")
+        return
+    config["trainer"]["max_steps"] = steps // rounds
+    start = config["init"]
+    for number in range(1, rounds):
+        name = f"{config['name']}/round-{number}-of-{rounds}"
+        before = deepcopy(config) | {"name": name, "init": start, "run_dir": None, "baseline": None}
+        before["merge"]["rounds"] = 1
+        start = {"experiment": name, "seed": None, "overrides": [], "config": before}
+    config["init"] = start
 
 
 def finalize_eval(composed: Composed) -> dict[str, Any]:

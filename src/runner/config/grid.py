@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf, open_dict
@@ -15,6 +15,7 @@ from omegaconf import OmegaConf, open_dict
 from runner.config.compose import ADDED, Composed, composer, loader
 from runner.config.freeze import finalize
 from runner.config.overrides import is_hydra, parse
+from runner.config.preflight import check_data
 from runner.config.signature import affects_weights
 from runner.errors import Problem, UserError
 
@@ -102,7 +103,7 @@ def expand(composed: Composed) -> Grid:
                 key = f"+{key}"
             name = key.lstrip("+~")
             chosen.pop(name, None)  # the command line's values win, and stand where they were written
-            chosen[name] = (key, _values(override, configs, problems), override.is_sweep_override())
+            chosen[name] = (key, _values(override, problems), override.is_sweep_override())
     if problems:
         raise UserError(problems)
     axes: dict[str, list[str]] = {}
@@ -122,7 +123,7 @@ def expand(composed: Composed) -> Grid:
     return Grid(composed.name, axes, fixed, points, hydra)
 
 
-def _values(override: Override, configs: ConfigLoader, problems: list[Problem]) -> list[str]:
+def _values(override: Override, problems: list[Problem]) -> list[str]:
     """The values of an override as text, each once."""
     line = str(override.input_line)
     if not override.is_sweep_override():
@@ -130,9 +131,8 @@ def _values(override: Override, configs: ConfigLoader, problems: list[Problem]) 
     key = override.key_or_group
     if not override.is_discrete_sweep():
         what = f"'{line}' is a range without steps, which a sweep cannot go through"
-        problems.append(Problem(what, f"list values ({key}=1e-4,1e-3), or let `runner tune` search the range"))
+        problems.append(Problem(what, f"list values ({key}=…,…), or let `runner tune` search the range"))
         return []
-    override.config_loader = configs  # of glob()
     try:
         values = list(dict.fromkeys(override.sweep_string_iterator()))
     except HydraException as error:
@@ -194,12 +194,18 @@ def check(grid: Grid, config_dir: str | None, tell: Callable[[int], None] = lamb
         UserError: every problem of every point, each told once.
     """
     found: dict[Problem, list[int]] = {}
+    data: dict[str, list[Problem]] = {}  # most jobs read the same data, which is looked at once
     with composer(grid.name, config_dir) as compose:
         for number, point in enumerate(grid.points):
             try:
                 composed = compose([*grid.hydra, *point.overrides], False)
                 _as_job(composed, number)
-                point.config = finalize(composed)
+                point.config = finalize(composed, data=False)
+                reads = json.dumps([point.config["mixture"], point.config["data_root"]], sort_keys=True)
+                if reads not in data:
+                    data[reads] = check_data(point.config)
+                if data[reads]:
+                    raise UserError(data[reads])
             except UserError as error:
                 for problem in dict.fromkeys(error.problems):
                     found.setdefault(problem, []).append(number)

@@ -33,7 +33,7 @@ def check_places(config: dict[str, Any], report: Report) -> None:
             report.add("names", what, "give one per model, in order")
         elif len(set(names)) < len(names) or not all(_plain_name(n) for n in names):
             report.add(
-                "names", "'names' must be different plain words without '/' or '#'", "such as names=[cars,digits]"
+                "names", "'names' must be different plain words without '/' or '@'", "such as names=[cars,digits]"
             )
     if config.get("batchnorm") == "reestimate":
         what = "'batchnorm=reestimate' needs data, and `runner merge` reads none"
@@ -43,18 +43,23 @@ def check_places(config: dict[str, Any], report: Report) -> None:
 
 
 def _plain_name(name: str) -> bool:
-    return bool(name) and not set(name) & set("/#\\") and name not in (".", "..") and not name.startswith(".")
+    return bool(name) and not set(name) & set("/@\\") and name not in (".", "..") and not name.startswith(".")
 
 
 def _strategy(config: Config, report: Report) -> None:
     section = config.get("merge")
-    target = section.get("_target_") if isinstance(section, Mapping) else None
+    if not isinstance(section, Mapping):
+        return  # said already
+    target = section.get("_target_")
     if not isinstance(target, str) or not is_allowed(target):
-        if isinstance(section, Mapping) and "_target_" in section and target is None:
+        if "_target_" in section and target is None:
             report.done.discard("merge")
             report.found = [(path, p) for path, p in report.found if path != "merge"]
             report.add("merge", "no strategy is chosen", "choose one: merge=ties", see="runner ls merge")
         return
+    if section.get("rounds", 1) != 1:
+        what = "'merge.rounds' alternates tuning and merging, and `runner merge` tunes nothing"
+        report.add("merge.rounds", what, "use it in an experiment: runner train +experiment=NAME merge.rounds=2")
     if constant(target, "needs") in ("unlabelled", "labelled"):
         what = f"'{target.rpartition('.')[2]}' needs data, and `runner merge` reads none"
         report.add(
@@ -64,7 +69,7 @@ def _strategy(config: Config, report: Report) -> None:
 
 def _models(config: dict[str, Any], report: Report) -> None:
     models = config.get("models")
-    if not isinstance(models, list) or models == MISSING:
+    if not isinstance(models, list):
         return
     if not models:
         report.add("models", "'models' is empty", "give the experts: 'models=[DIR,DIR]'")
@@ -80,7 +85,7 @@ def _models(config: dict[str, Any], report: Report) -> None:
 
 
 def _exists(path: str, key: str, report: Report) -> None:
-    place = Path(path.rpartition("#")[0]) if "#" in Path(path).name and not Path(path).exists() else Path(path)
+    place = Path(path.rpartition("@")[0]) if "@" in Path(path).name and not Path(path).exists() else Path(path)
     if not place.exists():
         report.add(key, f"{key}: there is no model at '{path}'", "give a local folder or file; nothing is downloaded")
 

@@ -27,6 +27,8 @@ def parse(lines: list[str], configs: ConfigLoader, problems: list[Problem]) -> l
             parsed.append(parser.parse_override(f"{key}='~/{rest}'" if tilde else line))
         except HydraException:  # OverrideParseException, or a wrong use of choice(), range(), …
             problems.append(_syntax_problem(line))
+    for override in parsed:
+        override.config_loader = configs  # of glob()
     return parsed
 
 
@@ -123,6 +125,11 @@ def option_problems(override: Override, known: list[str], folders: list[Path]) -
             )
             found.append(problem)
     return found
+
+
+def sweep_values(override: Override) -> list[str]:
+    """The values of a sweep as text; none of an interval, nor of an empty range."""
+    return list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
 
 
 def first_value(override: Override) -> str:

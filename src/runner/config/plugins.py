@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
 
 from runner.config.build import allow
 from runner.errors import Problem
@@ -20,13 +22,19 @@ NOT_PLUGINS = frozenset({
 """Libraries that could do anything with a configuration's arguments; a plug-in is code written for the runner."""
 
 
+@cache
+def _installed(entry_points: Callable[..., Any], path: tuple[str, ...]) -> list[str]:
+    """Packages that name themselves by an entry point; a sweep asks once per job, and looking takes milliseconds."""
+    return [point.value.partition(":")[0].partition(".")[0] for point in entry_points(group=ENTRY_POINT)]
+
+
 def register(names: Sequence[object]) -> list[Problem]:
     """Allow targets from the packages in `plugins=[…]` and from installed entry points; returns what is wrong.
 
     The worker calls it with the frozen configuration's `plugins`, the front end while it checks.
     """
-    for point in importlib.metadata.entry_points(group=ENTRY_POINT):
-        allow(point.value.partition(":")[0].partition(".")[0])
+    for package in _installed(importlib.metadata.entry_points, tuple(sys.path)):
+        allow(package)
     problems = []
     for name in names:
         if not isinstance(name, str):

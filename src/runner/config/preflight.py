@@ -7,6 +7,7 @@ from typing import Any
 
 from runner.config.build import build
 from runner.config.keys import signature
+from runner.config.schema import section_defaults
 from runner.config.source import constant
 from runner.config.static import Report
 from runner.config.weighting_fit import batch_parts, log_losses, weighting_mode, wrapper_fit
@@ -211,6 +212,28 @@ def _chosen(config: Config) -> list[str]:
     return [name for name in tasks if chosen is None or name in chosen]
 
 
+def launch_settings(config: Config, report: Report) -> None:
+    """Settings of the queue mean nothing here, those of the local pool nothing in the queue."""
+    launch, defaults = config["launch"], section_defaults("launch")
+    if launch["scheduler"] == "local":
+        for key, value in launch["slurm"].items():
+            if key in defaults["slurm"] and value != defaults["slurm"][key]:
+                what = f"launch.slurm.{key} has no effect on jobs that run on this machine"
+                report.add(f"launch.slurm.{key}", what, "submit them with launch=slurm")
+        return
+    hints = {
+        "jobs": "launch.slurm.max_parallel limits how many jobs run at a time",
+        "gpus_per_job": "launch.slurm.gpus asks for GPUs",
+        "keep_going": "the jobs of an array do not know of one another",
+    }
+    for key, hint in hints.items():
+        if launch[key] != defaults[key]:
+            report.add(f"launch.{key}", f"launch.{key} has no effect on jobs that Slurm runs", hint)
+    if launch["num_processes"] % launch["slurm"]["nodes"]:
+        what = f"launch.num_processes={launch['num_processes']} cannot be divided by launch.slurm.nodes"
+        report.add("launch.num_processes", f"{what}={launch['slurm']['nodes']}", "each node runs as many of them")
+
+
 def _list(values: list[Any]) -> str:
     return f"[{','.join(map(str, values))}]"
 
@@ -225,6 +248,7 @@ CHECKS: tuple[tuple[tuple[str, ...], Callable[[Config, Report], None]], ...] = (
     (("trainer.patience", "trainer.eval_every"), patience),
     (("trainer.ema",), ema_decay),
     (("name",), run_name),
+    (("launch",), launch_settings),
     (("finetune", "backbone", "init"), fitted_heads),
     (("merge", "mixture.tasks", "tasks", "architecture"), merge_launch),
     (("mixture.tasks", "architecture"), heads),

@@ -2,7 +2,7 @@
 
 DIR/README.md                       the model card
 DIR/config.json, model.safetensors  the backbone, for `AutoModel.from_pretrained(DIR)`; with several backbones
-                                    each in a folder of its own, DIR/backbones/NAME
+each in a folder of its own, DIR/backbones/NAME
 DIR/tokenizer.json … or preprocessor_config.json
 DIR/runner/config.yaml              the frozen configuration
 DIR/runner/heads.safetensors        the heads, under the names they have in the run's model

@@ -21,9 +21,8 @@ from runner.exporting.card import write_card
 from runner.exporting.processors import write_processor
 from runner.exporting.reading import WHERE
 from runner.exporting.trunks import Trunk, write_trunks
-from runner.files import write_json
+from runner.files import read_json, write_json
 from runner.launching.rundir import RunDirectory
-from runner.merging.launched import empty_result
 from runner.training.assemble import Parts, assemble
 from runner.training.checkpoints import Checkpoints, load_weights
 
@@ -71,25 +70,23 @@ def plain_model(config: dict[str, Any], checkpoint: Path, data_root: str | None)
     """A run's model with a checkpoint's weights, adapters folded in; and whether these are averaged weights.
 
     Raises:
-        UserError: the result of a merge that is not a model of the experts' architecture.
+        UserError: the result of a merge that is not one set of weights of the experts' architecture.
     """
     merged = bool((config.get("merge") or {}).get("_target_"))
+    if merged and read_json(checkpoint / "state.json").get("merged") is not None:
+        kind = config["merge"]["_target_"].rpartition(".")[2]
+        raise UserError(
+            f"the result of this merge is a module of its own ({kind}), and a Hugging Face folder holds one set of "
+            "weights",
+            "export a merge that gives one set of weights, such as merge=task_arithmetic",
+            "runner ls merge",
+        )
     without = {**config, "adapter": {"_target_": None}}
     adapter = None if merged else build(config.get("adapter"), where="adapter")  # a merge has folded it already
     parts = assemble(without if merged else config, data_root, must_have_data=False)
     averaged = bool(TrainerConfig(**config["trainer"]).ema) and not merged
     if merged:
-        model = empty_result(config, parts.model, checkpoint)
-        names = set(model.state_dict())
-        if type(model) is not type(parts.model) or names != set(parts.model.state_dict()):
-            raise UserError(
-                f"merge={config['merge']['_target_'].rpartition('.')[2]} keeps more than one model's weights at hand: "
-                "transformers has no folder for that",
-                "export an expert, or the result of a strategy that gives a single model",
-                "runner ls merge",
-            )
-        load_weights(model, checkpoint / "model.safetensors")
-        parts.model = model
+        load_weights(parts.model, checkpoint / "model.safetensors")
     elif averaged:
         average = AveragedModel(parts.model, use_buffers=True)
         load_weights(average, checkpoint / "ema.safetensors")

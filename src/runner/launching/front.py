@@ -72,7 +72,9 @@ def _provide(run: RunDirectory, wanted: Sequence[needs.Need]) -> int:
     argv = run.info()["argv"]
 
     def train_need(need: needs.Need, path: Path | None) -> int:
-        return resume(path) if path is not None else _train(RunDirectory.claim(need.config, "train", need.argv(argv)))
+        if path is not None:
+            return resume(path)
+        return _train(RunDirectory.claim(need.config, "train", need.argv(argv), role=need.role))
 
     here = sum(needs.find(need) is not None for need in wanted)
     words = f"{len(wanted)} runs are needed ({', '.join(map(str, wanted))}): "

@@ -50,7 +50,7 @@ class Need:
 
     def argv(self, argv: Sequence[str]) -> list[str]:
         """The command that would train it alone, made of the command of the run that needs it."""
-        if self.role == "base":
+        if self.role == "base" and not self.config["merge"].get("_target_"):
             return ["train", f"+experiment={self.config['name']}", f"seed={self.config['seed']}"]
         changed = (*PLAIN, "baseline", "tasks", "name", "run_dir", "seed")
         kept = [a for a in argv if a.lstrip("+~").partition("=")[0].partition(".")[0] not in changed]

@@ -88,7 +88,7 @@ class RunDirectory:
                     "git": git,
                     "python": sys.version.split()[0],
                     "packages": package_versions(),
-                    "wandb_id": f"{sig}-{secrets.token_hex(3)}",
+                    "wandb_id": agent_run_id(more.get("role")) or f"{sig}-{secrets.token_hex(3)}",
                     **more,
                     "attempts": [],
                 },
@@ -140,7 +140,9 @@ class RunDirectory:
         attempts.append(
             {"started": now(), "status": "RUNNING", "host": socket.gethostname(), "pid": os.getpid(), "from_step": step}
         )
-        self.update(status="RUNNING", attempts=attempts)
+        # Why it could not start before is no longer true.
+        cleared = {"message": ""} if self.info().get("message") else {}
+        self.update(status="RUNNING", attempts=attempts, **cleared)
         return len(attempts)
 
     def end_attempt(self, status: Status, step: int | None = None, message: str = "") -> None:
@@ -150,6 +152,11 @@ class RunDirectory:
             attempts[-1] |= {"ended": now(), "status": status} | ({} if step is None else {"step": step})
             attempts[-1] |= {"message": message} if message else {}
         self.update(status=status, attempts=attempts)
+
+
+def agent_run_id(role: str | None) -> str | None:
+    """The id that an agent of a W&B sweep has given the run that it starts; a run that this one needs is not meant."""
+    return os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") and role is None else None
 
 
 def package_versions() -> dict[str, str]:

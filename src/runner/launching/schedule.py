@@ -39,7 +39,7 @@ class NeededJob(Job):
     def __init__(self, need: Need, argv: Sequence[str]) -> None:
         output = Path(need.config["output_dir"]) / "train" / str(need.config["name"])
         super().__init__(need.config, output, need.argv(argv), {"role": need.role})
-        self.config = dict(need.config)
+        self.config = {**need.config, "run_dir": None}  # it claims a directory, or continues one
         self.need = need
         self.after: list[NeededJob] = []
         self._need_lock: IO[str] | None = None
@@ -107,8 +107,6 @@ class SweepJob(Job):
             run.update(status="FAILED", message=words)
             self.end(EXIT_FAILED, words)
             return None
-        if "message" in run.info():
-            run.update(message="")
         return run
 
 
@@ -172,7 +170,7 @@ def run_sweep(
     """Run jobs and what they need; a first stop signal stops them resumably, a second one ends them at once."""
     failed = False
 
-    pool = Pool(at_a_time, gpus_per_job=gpus_per_job, ready=may_start)
+    pool = Pool(min(at_a_time, len(jobs) + len(wanted)), gpus_per_job=gpus_per_job, ready=may_start)
     queued: set[int] = set()
     for job in jobs:  # each job's needs right before it: results come early, not after all needed runs
         for need in (*in_order(job.needs), job):

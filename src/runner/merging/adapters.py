@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from runner.errors import Problem, UserError
@@ -170,11 +169,29 @@ def _in_base(name: str, infos: Mapping[str, TensorInfo]) -> str | None:
     return ends[0] if len(ends) == 1 else None
 
 
-def describe(source: AdapterSource) -> str:
-    """What it changes, for the plan."""
-    return f"LoRA on {len(source.factors)} weights ({some(sorted(source.factors), 2)})"
+class FactorSource(Source):
+    """An adapter by itself: its factors by module.
 
+    Args:
+        folder: as PEFT saves it.
+        label: for messages.
+    """
 
-def stacked(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """(A, B) of several adapters beside one another: B_cat A_cat = Σ B A exactly."""
-    return torch.cat([a for a, _ in pairs], 0), torch.cat([b for _, b in pairs], 1)
+    def __init__(self, folder: Path, label: str) -> None:
+        self.label, self.folder = label, folder
+        self.config, self.adapter = read_adapter(folder, label)
+        self.factors, full = factors_of(self.config, self.adapter)
+        if full:
+            what = f"{folder}: the adapter also holds whole tensors ({some(sorted(full))}), which are no factors"
+            raise UserError(what, "merge it onto its base instead: merge=task_arithmetic base=DIR")
+
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        return self.adapter.tensors()
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        return self.adapter.read(name, start, stop)
+
+    def pair(self, module: str) -> tuple[Tensor, Tensor, float]:
+        """A (r, in), B (out, r) in float32, and the scaling of B A."""
+        factors = self.factors[module]
+        return self.adapter.whole(factors.a).float(), self.adapter.whole(factors.b).float(), factors.scaling

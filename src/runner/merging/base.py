@@ -35,8 +35,8 @@ from torch import Tensor
 from runner.config.build import build
 from runner.config.kinds import PositiveInt
 from runner.errors import Problem, UserError
-from runner.merging.coefficients import factor_at
-from runner.merging.sources import Models
+from runner.merging.coefficients import factor_at, table
+from runner.merging.sources import Models, Source
 
 R = TypeVar("R")
 Unit = Literal["element", "tensor", "model"]
@@ -171,6 +171,7 @@ class Merge(ABC):
         unit: the pieces `merge` must see; "model" cannot stream.
         reads: how often every input is read from beginning to end.
         copies: float32 copies of a piece that `merge` holds at most, in addition to its inputs: for memory estimates.
+        structure: whether it takes models of a certain structure only: adapters, numbered layers, plain chains.
         propagates: whether a NaN of any input always shows in the output, so that looking at the output is enough.
         neutral: keys with which the strategy drops and scales nothing: merging one model then gives it back.
         identities: what holds for it: "one" (merging one model gives that model, with `neutral` keys), "identical"
@@ -181,7 +182,8 @@ class Merge(ABC):
         weights: one coefficient per expert; default: 1/T for averages, 1 for sums of task vectors.
         normalize: divide the weights by their sum.
         layers: pattern → factor of the weights (one number, or one per expert) for the tensors whose names fit; the
-            first that fits counts. Patterns are globs, or `re:` and a regular expression.
+            first that fits counts. Patterns are globs, or `re:` and a regular expression. A list of pairs
+            [[pattern, factor], …] means the same.
         rounds: how often tuning and merging alternate at the same total budget; of `runner train` only.
     """
 
@@ -194,6 +196,7 @@ class Merge(ABC):
     unit: ClassVar[Unit] = "element"
     reads: ClassVar[int] = 1
     copies: ClassVar[int] = 3
+    structure: ClassVar[bool] = False
     propagates: ClassVar[bool] = False
     neutral: ClassVar[dict[str, Any]] = {}
     identities: ClassVar[frozenset[str]] = frozenset({"one", "identical", "permuted", "shift", "base"})
@@ -202,11 +205,12 @@ class Merge(ABC):
     pre: Transforms = field(default_factory=list)
     weights: list[float] | None = None
     normalize: bool = False
-    layers: dict[str, Any] = field(default_factory=dict)
+    layers: dict[str, Any] | list[list[Any]] = field(default_factory=dict)
     rounds: PositiveInt = 1
 
     def __post_init__(self) -> None:
         self.pre = make_transforms(self.pre, "merge.pre")
+        self.layers = table(self.layers, "merge.layers")
 
     def passes(self) -> int:
         """How often every input is read with this `pre`."""
@@ -318,6 +322,38 @@ class TaskVectorMerge(Merge):
     def merge(self, block: Block, state: Any) -> Tensor:
         tau = self.direction(block, state)
         return torch.add(block.origin, tau, alpha=self.scale)
+
+
+@dataclass(kw_only=True)
+class Arrangement(Merge):
+    """A strategy that makes a model of other tensors than its inputs have: stacked layers, joined adapters.
+
+    Attributes:
+        adapters: whether its inputs are adapters by themselves, and so is its result.
+    """
+
+    base_use: ClassVar[Literal["required", "optional", "unused"]] = "unused"
+    structure: ClassVar[bool] = True
+    propagates: ClassVar[bool] = True
+    identities: ClassVar[frozenset[str]] = frozenset()
+    adapters: ClassVar[bool] = False
+
+    @abstractmethod
+    def arrange(self, models: Models) -> Arranged:
+        """The result as a source that computes its tensors when they are read."""
+
+    def merge(self, block: Block, state: Any) -> Tensor:
+        return block.model(0)
+
+
+class Arranged(Source):
+    """The result of an arrangement.
+
+    Attributes:
+        changes: keys of config.json (or adapter_config.json) that have other values now.
+    """
+
+    changes: dict[str, Any]
 
 
 @dataclass(kw_only=True)

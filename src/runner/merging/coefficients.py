@@ -6,6 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import lru_cache
+from typing import Any
+
+from runner.errors import UserError
 
 Factor = float | Sequence[float]
 """A number for all experts, or one per expert."""
@@ -21,6 +24,23 @@ def matches(pattern: str, name: str) -> bool:
     if pattern.startswith("re:"):
         return _compiled(pattern[3:]).search(name) is not None
     return fnmatchcase(name, pattern)
+
+
+def table(given: Mapping[str, Any] | Sequence[Any], where: str) -> dict[str, Any]:
+    """A mapping from patterns, or a list of pairs, as a mapping; patterns that are no expressions are refused."""
+    if isinstance(given, Mapping):
+        found = {str(k): v for k, v in given.items()}
+    elif all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in given):
+        found = {str(k): v for k, v in given}
+    else:
+        raise UserError(f"{where} must map patterns to numbers", f"such as '{where}={{*.attn.*: 0.5}}'")
+    for pattern in found:
+        if pattern.startswith("re:"):
+            try:
+                re.compile(pattern[3:])
+            except re.error as error:
+                raise UserError(f"{where}: '{pattern}' is no regular expression: {error}") from error
+    return found
 
 
 def factor_at(layers: Mapping[str, Factor], name: str, experts: int) -> list[float]:

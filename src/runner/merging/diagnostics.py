@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,7 @@ def disentanglement(
     base = {n: models.base.whole(n).float() for n in next(iter(vectors.values()))}
     usable = [t for t in models.names if data.validation[t].targets[t].dim() == 1]
     pairs = {}
-    for a, b in zip(usable, usable[1:], strict=False):
+    for a, b in pairwise(usable):
         alone = {
             (task, alpha): _classes(data, {n: base[n] + alpha * vectors[task][n] for n in base}, task)
             for task in (a, b)

@@ -5,6 +5,7 @@ Streaming and in-memory merges are this engine with another source and another s
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
@@ -21,7 +22,7 @@ from runner.merging.sources import Models, Source
 
 R = TypeVar("R")
 
-RUN = 4096
+RUN = 1024
 """Elements that a look at a share of the model reads in one place."""
 
 
@@ -131,15 +132,15 @@ class Engine:
         for name, info in self.infos.items():
             yield from cut(name, info.shape, info.numel, size)
 
-    def block(self, piece: Piece) -> Block:
-        """A piece of every model, in float32."""
+    def block(self, piece: Piece, watch: bool = False) -> Block:
+        """A piece of every model, in float32; with `watch`, NaN and infinity are refused."""
         changes = [
             partial(_changed, transform, state)
             for transform, state in zip(self._transforms, self.states, strict=False)  # while they look: those before
         ]
         base = None if self.models.base is None else load(self.models.base, piece)
         models = [load(source, piece) for source in self.models.experts.values()]
-        if self.watch and not all(finite(t) for t in (*models, *([] if base is None else [base]))):
+        if watch and not all(finite(t) for t in (*models, *([] if base is None else [base]))):
             self.blame(piece)
         return Block(
             piece.name,
@@ -154,7 +155,7 @@ class Engine:
 
     def merged(self, piece: Piece) -> Tensor | Split:
         """The merged piece."""
-        return self.strategy.merge(self.block(piece), self.state)
+        return self.strategy.merge(self.block(piece, self.watch), self.state)
 
     def blame(self, piece: Piece) -> NoReturn:
         """Say which model holds NaN or infinity in a piece; or that the strategy made them itself."""
@@ -212,7 +213,7 @@ def load(source: Source, piece: Piece) -> Tensor:
 
 def finite(values: Tensor) -> bool:
     """Whether there is no NaN and no infinity; one pass."""
-    return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
+    return math.isfinite(float(values.sum())) or bool(torch.isfinite(values).all())
 
 
 class Gate:

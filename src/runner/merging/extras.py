@@ -6,11 +6,9 @@ import json
 import shutil
 from pathlib import Path
 
-import torch
-
 from runner.errors import Problem
 from runner.files import write_json
-from runner.merging.sources import Models
+from runner.merging.sources import Models, Source
 
 PATTERNS = (
     "config.json",
@@ -31,25 +29,27 @@ PATTERNS = (
 TOKENIZER = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model")
 
 
-def copy_extras(folder: Path | None, out: Path, dtype: str) -> list[str]:
-    """Copy them, and let config.json say the type that the weights have now; returns the names.
+def copy_extras(origin: Source, out: Path, dtype: str) -> list[str]:
+    """Copy them, and let the configuration say what changed; returns the names.
 
     Args:
-        folder: of the base, or None for a model that has no such files.
+        origin: the base, or what stands for it.
         out: where to.
         dtype: the setting: "base" or a name of torch.
     """
-    if folder is None or not (folder / "config.json").is_file():
+    folder = origin.folder
+    main = next((n for n in ("config.json", "adapter_config.json") if folder and (folder / n).is_file()), None)
+    if folder is None or main is None:
         return []
-    names = sorted({p.name for pattern in PATTERNS for p in folder.glob(pattern) if p.is_file()})
+    names = sorted({p.name for pattern in (main, *PATTERNS) for p in folder.glob(pattern) if p.is_file()})
     for name in names:
         shutil.copyfile(folder / name, out / name)
+    changes = dict(getattr(origin, "changes", {}))
+    config = json.loads((folder / main).read_text(encoding="utf-8"))
     if dtype != "base":
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        for key in ("dtype", "torch_dtype"):
-            if key in config:
-                config[key] = dtype
-        write_json(out / "config.json", config)
+        changes |= {key: dtype for key in ("dtype", "torch_dtype") if key in config}
+    if changes:
+        write_json(out / main, config | changes)
     return names
 
 
@@ -85,8 +85,3 @@ def compare_tokenizers(models: Models) -> list[str]:
                 notes.append(f"{name} of {source.label} differs from that of {origin.label}, which the result gets")
                 break
     return notes
-
-
-def torch_name(dtype: torch.dtype) -> str:
-    """`float32` for `torch.float32`."""
-    return str(dtype).removeprefix("torch.")

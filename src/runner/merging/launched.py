@@ -69,7 +69,7 @@ def merge_run(run: RunDirectory, stop: StopFlag) -> int:
     models = Models.in_memory(experts, base)
     refuse(strategy.check(models.names, True))
 
-    tracker = Tracker(run.path, config, run.begin_attempt(0), run.info()["wandb_id"], 0)
+    tracker = Tracker(run.path, config, run.begin_attempt(0), run.info()["wandb_id"], 0, group=run.info().get("sweep"))
     tracker.message(f"merging {len(experts)} experts of {', '.join(experts)} by {type(strategy).__name__}")
     exit_code = EXIT_DONE
 
@@ -319,6 +319,12 @@ def finish(
     check_stop()
     results, panels = on(split, final, trainer.panels) if split != "validation" else (validation, [])
     check_stop()
+    collapsed = collapses(final, data)
+    for task, share in collapsed.items():
+        tracker.notice(
+            f"'{task}': {share:.0%} of the merged model's predictions are one class, its labels are not. Entropy "
+            "minimisation and large steps end so: lower merge.lr or merge.steps"
+        )
     size = sum(t.numel() * t.element_size() for t in final.state_dict().values())
     count = sum(p.numel() for p in final.parameters())
     merged_state = None if isinstance(final, MergedModule) else body(final)
@@ -328,12 +334,6 @@ def finish(
     at_base, _ = on(split, parts.model)
     check_stop()
     experts = {task: read_json(path / "result.json")["tasks"][task] for task, path in runs.items()}
-    collapsed = collapses(final, data)
-    for task, share in collapsed.items():
-        tracker.notice(
-            f"'{task}': {share:.0%} of the merged model's predictions are one class; the experts' are not. Entropy "
-            "minimisation and large steps end so: lower merge.lr or merge.steps"
-        )
     summary = compare_with_experts(parts.tasks, results, at_base, experts)
     if summary["gap"] is not None and summary["gap"] < 0.06:
         tracker.notice(
@@ -341,6 +341,7 @@ def finish(
             "experts for longer or start from a base that has seen less"
         )
     diagnostics = diagnose(run.path, settings, data, models, merged_state, report, check_stop)
+    tracker.pictures(0, run.path / "diagnostics")
     tracker.scalars(0, "validation", validation)
     tracker.scalars(0, split, results)
     tracker.panels(0, split, panels)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runner.errors import Problem, UserError
-from runner.merging.adapters import CONFIG, AdapterSource
+from runner.merging.adapters import CONFIG, AdapterSource, FactorSource
 from runner.merging.disk import SafetensorsSource, some
 from runner.merging.sources import Models, Source
 from runner.merging.torch_files import TorchSource
@@ -49,6 +49,28 @@ def open_models(paths: Sequence[str], base: str | None, names: Sequence[str] | N
     return Models(experts, opened)
 
 
+def open_adapters(paths: Sequence[str], base: str | None, names: Sequence[str] | None = None) -> Models:
+    """Open adapters by themselves, for strategies that merge their factors; all problems at once.
+
+    Raises:
+        UserError: one is no adapter, or there is a base, which these strategies do not read.
+    """
+    problems: list[Problem] = []
+    if base is not None:
+        problems.append(Problem("this strategy merges adapters by themselves and reads no base", "leave base out"))
+    experts: dict[str, Source] = {}
+    for label, path in zip(names or expert_names(paths), paths, strict=True):
+        try:
+            if not is_adapter(Path(path)):
+                raise UserError(f"'{path}' is no adapter: it has no {CONFIG}", "this strategy merges LoRA adapters")
+            experts[label] = FactorSource(Path(path), label)
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(problems)
+    return Models(experts)
+
+
 def expert_names(paths: Sequence[str]) -> list[str]:
     """Short names that tell paths apart: the last part, with the parts before it where that is not enough."""
     parts = [Path(p).expanduser().absolute().parts for p in paths]
@@ -70,10 +92,10 @@ def open_source(path: Path, label: str, base: Source | None = None) -> Source:
     Raises:
         UserError: there is none, or it is damaged.
     """
-    if "#" in path.name and not path.exists():  # one task of a merge that stores codes per task
+    if "@" in path.name and not path.exists():  # one task of a merge that stores codes per task
         from runner.merging.restored import RestoredSource
 
-        folder, _, task = str(path).rpartition("#")
+        folder, _, task = str(path).rpartition("@")
         return RestoredSource(Path(folder), task, label, base)
     if path.is_file():
         return _open_file(path, label)

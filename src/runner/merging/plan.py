@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from runner.errors import Problem
-from runner.merging.base import Merge, refuse
+from runner.merging.base import Arrangement, Merge, refuse
 from runner.merging.coefficients import matches
 from runner.merging.disk import DTYPE_NAMES, some
 from runner.merging.sources import RUNNING, Models, Source, TensorInfo
@@ -84,7 +84,8 @@ def make_plan(merge: Merge, models: Models, settings: Settings) -> Plan:
     Raises:
         UserError: with everything that does not fit.
     """
-    problems = list(merge.check(models.names, models.base is not None))
+    arranged = isinstance(merge, Arrangement)  # checked with the models it was arranged from
+    problems = [] if arranged else list(merge.check(models.names, models.base is not None))
     origin: Source = models.base or next(iter(models.experts.values()))
     plan = Plan(models)
     others = {label: s for label, s in models.experts.items() if s is not origin}

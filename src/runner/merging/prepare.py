@@ -6,10 +6,11 @@ from typing import Any
 
 from runner.config.build import build
 from runner.errors import Problem, UserError
-from runner.merging.base import Merge
+from runner.merging.base import Arrangement, Merge, refuse
 from runner.merging.extras import compare_configs, compare_tokenizers
-from runner.merging.open import open_models
+from runner.merging.open import open_adapters, open_models
 from runner.merging.plan import Plan, Settings, make_plan
+from runner.merging.sources import Models
 from runner.merging.vocabulary import Tokens, reconcile
 
 
@@ -29,13 +30,18 @@ def prepare(config: dict[str, Any]) -> tuple[Merge, Plan, Tokens | None]:
     except UserError as error:
         problems += error.problems
     try:
-        models = open_models(config["models"], config["base"], config["names"])
+        opener = open_adapters if isinstance(merge, Arrangement) and merge.adapters else open_models
+        models = opener(config["models"], config["base"], config["names"])
     except UserError as error:
         problems += error.problems
     if models is not None:
         problems += compare_configs(models)
     if problems or merge is None or models is None:
         raise UserError(problems)
+    if isinstance(merge, Arrangement):
+        refuse(merge.check(models.names, models.base is not None))
+        models = Models({"result": merge.arrange(models)})
+        merge.weights = None  # they are part of the result now
     models, tokens = reconcile(models, config["embed"])
     settings = Settings(tuple(config["include"]), tuple(config["exclude"]), config["dtype"], config["batchnorm"])
     plan = make_plan(merge, models, settings)

@@ -1,4 +1,4 @@
-"""One task's weights out of a merge that stores codes per task: `models=[OUT#TASK]`."""
+"""One task's weights out of a merge that stores codes per task: `models=[OUT@TASK]`."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from runner.errors import RunFailed, UserError
 from runner.files import fsync_directory, write_json
-from runner.merging.base import Merge, Split, WholeModel
+from runner.merging.base import Arrangement, Merge, Split, WholeModel
 from runner.merging.disk import some
 from runner.merging.engine import Engine, Piece, finite
 from runner.merging.packing import packed_bytes
@@ -158,7 +158,8 @@ def layout(merge: Merge, plan: Plan, limit: int) -> list[Shard]:
     by_name = dict(order)
     sizes = [(origin, sum(o.info.bytes for o in outputs)) for origin, outputs in order.items()]
     groups = shard(sizes, limit)
-    names = shard_names("model", len(groups))
+    joined = isinstance(merge, Arrangement) and merge.adapters
+    names = shard_names("adapter_model" if joined else "model", len(groups))
     files = {part: shard_names(f"tasks/{part}", len(groups)) for part in merge.parts(plan.models.names)}
     return [
         Shard(
@@ -209,7 +210,8 @@ def stream(
     check_disk(target.folder, sum(bytes_of(merge, s, plan.models.names) for s in waiting))
     engine = Engine(merge, plan.models, plan.merged, threads=threads, budget=budget)
     if isinstance(merge, WholeModel):
-        whole = StateDict(merge.merge_all(plan.models, plan.merged)) if waiting else None
+        found = merge.merge_all(plan.models, plan.merged) if waiting else {}
+        whole = StateDict(found, "result") if waiting else None
     else:
         whole = None
         target.remember(engine.prepare(target.states))

@@ -97,7 +97,7 @@ def run(config: dict[str, Any], *, dry: bool = False) -> int:
             tell=progress.tell,
         )
         origin = plan.models.base or next(iter(plan.models.experts.values()))
-        record["files"] = copy_extras(origin.folder, target.folder, config["dtype"])
+        record["files"] = copy_extras(origin, target.folder, config["dtype"])
         if tokens is not None:
             tokens.write(target.folder)
         _write_record(target.folder, config, mark, record)

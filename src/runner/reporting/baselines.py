@@ -92,13 +92,14 @@ def agree(config: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 def needed_runs(runs: Sequence[Run]) -> list[Run]:
     """Runs outside the given paths that given ones name as their baselines or experts, where they can be found."""
-    known = {run.signature for run in runs}
+    known, tried = {run.signature for run in runs}, set[str]()
     found: dict[str, Run] = {}
     for run in runs:
         for need in run.needs:
             name, signature = need.get("path"), str(need.get("signature"))
-            if signature in known or signature in found or not isinstance(name, str):
+            if signature in known or signature in found or not isinstance(name, str) or name in tried:
                 continue
+            tried.add(name)
             for place in (Path(name), run.path / name):
                 if (place / "run.json").is_file():
                     other = read_run(place)

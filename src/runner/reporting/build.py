@@ -248,7 +248,7 @@ class _Maker:
             values = {task: metrics for task, metrics in reference.items() if task in self.tasks}
             if values and digest(values) not in found:
                 samples = {f"{t}/{m}": {GIVEN: value} for t, ms in values.items() for m, value in ms.items()}
-                found[digest(values)] = Row("published", "published", {}, dict(samples), 0)
+                found[digest(values)] = Row("published", "published", {}, {**samples}, 0)
         return list(found.values())
 
     def _judge(self, rows: list[Row]) -> None:

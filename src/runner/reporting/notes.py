@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from runner.reporting.delta_m import RULES
 from runner.reporting.grid import Column
 from runner.reporting.model import Report, Row, Table
-from runner.reporting.read import Run
+from runner.reporting.read import Run, Sweep
 from runner.reporting.settings import command_keys
 from runner.reporting.significance import FEWEST, LEVEL
 
@@ -105,9 +105,10 @@ def _delta(table: Table, columns: Sequence[Column]) -> list[str]:
     return found
 
 
-def unfinished(table: Table) -> list[tuple[str, str, Run]]:
-    """(state, one line, run) of every run of a table that has no result."""
-    return [(run.state, progress(run), run) for run in table.unfinished]
+def objective(sweep: Sweep) -> str:
+    """What a search looked for."""
+    names = sweep.search.get("objective")
+    return ", ".join(map(str, names)) if isinstance(names, list) and names else "the objective"
 
 
 def progress(run: Run) -> str:

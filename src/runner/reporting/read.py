@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import shlex
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -89,17 +90,37 @@ class Sweep:
     """A sweep directory: what `sweep.json` says.
 
     Attributes:
-        path: the directory. info: the file.
+        path: the directory. info: the file. search: tune.json, where `runner tune` made the sweep.
     """
 
     path: Path
     info: dict[str, Any]
+    search: dict[str, Any] = field(default_factory=dict)
 
     @property
     def axes(self) -> list[str]:
         """The swept keys, in the order of the command."""
         axes = self.info.get("axes")
         return [key.lstrip("+") for key in axes] if isinstance(axes, Mapping) else []
+
+    @property
+    def kind(self) -> str:
+        """What to call it."""
+        return "search" if self.info.get("verb") == "tune" else "sweep"
+
+    @property
+    def command(self) -> str:
+        """The command that made the sweep and, given again, goes on with it; empty where it was not recorded."""
+        argv = self.info.get("argv")
+        return f"runner {shlex.join(map(str, argv))}" if isinstance(argv, list) and argv else ""
+
+    @property
+    def importance(self) -> dict[str, float]:
+        """Parameter → share of the variation of a search that it explains, the largest first."""
+        shares = self.search.get("importance")
+        known = shares.items() if isinstance(shares, Mapping) else ()
+        found = {str(key): float(share) for key, share in known if isinstance(share, int | float)}
+        return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
 @dataclass
@@ -173,7 +194,7 @@ def _add_sweep(folder: Path, found: Found, seen: set[Path]) -> None:
     if trouble:
         found.runs.append(Run(folder / "sweep.json", cause=trouble))
         return
-    found.sweeps.append(Sweep(folder, info))
+    found.sweeps.append(Sweep(folder, info, _json(folder / "tune.json")[0]))
     jobs = info.get("jobs")
     for job in jobs if isinstance(jobs, list) else []:
         if not isinstance(job, Mapping) or not isinstance(job.get("directory"), str):
@@ -181,10 +202,11 @@ def _add_sweep(folder: Path, found: Found, seen: set[Path]) -> None:
         place = folder / job["directory"]
         if not _is_run(place) and place.resolve() not in seen:
             seen.add(place.resolve())
-            argv = [str(word) for word in (info.get("verb") or "train", *(job.get("overrides") or []))]
+            verb = info["verb"] if info.get("verb") in ("eval", "merge") else "train"  # a search runs `train` too
+            argv = [str(word) for word in (verb, *(job.get("overrides") or []))]
             # What the sweep has frozen for it says to which setting it belongs.
             config, trouble = _json(folder / "configs" / f"{place.name}.json")
-            waiting = Run(place, "waiting", "has not begun", {"argv": argv, "verb": info.get("verb")})
+            waiting = Run(place, "waiting", "has not begun", {"argv": argv, "verb": verb})
             waiting.config = {} if trouble else config
             found.runs.append(waiting)
 

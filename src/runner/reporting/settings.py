@@ -156,6 +156,8 @@ def _varying(settings: Sequence[Setting]) -> list[str]:
         if len(values) < 2:
             continue
         owners = [f"{part}_target_" for part in parts if key.startswith(part) and key != f"{part}_target_"]
+        if key.startswith("merging."):  # only merges have it
+            owners.append("merge._target_")
         groups: dict[tuple[Any, ...], set[str]] = {}
         for setting in settings:
             group = tuple(setting.flat.get(owner) for owner in owners)

@@ -7,7 +7,7 @@ from itertools import groupby
 
 from runner.reporting.grid import Cell, Column, make_cells, make_columns
 from runner.reporting.model import Metric, Report, Row, Table
-from runner.reporting.notes import constant_line, counts, notes, progress
+from runner.reporting.notes import constant_line, counts, notes, objective, progress
 from runner.reporting.read import Run
 
 MARKS = {"best": "*", "close": "≈", "unclear": "?"}
@@ -37,7 +37,12 @@ def render(
     """
     lines = [counts(report)]
     for sweep in report.found.sweeps:
-        lines.append(f"sweep {sweep.info.get('name') or sweep.path.name} in {sweep.path}")
+        lines.append(f"{sweep.kind} {sweep.info.get('name') or sweep.path.name} in {sweep.path}")
+        if sweep.importance:
+            shares = ", ".join(f"{key} {100 * share:.0f} %" for key, share in sweep.importance.items())
+            lines.append(f"importance for {objective(sweep)}: {shares}")
+    if len(report.tables) > 1:
+        lines.append(f"{len(report.tables)} tables: runs of other tasks, data or splits cannot be compared")
     for table in report.tables:
         lines += ["", paint(table.title, "1"), *_table(table, metrics(table), definitions, width, paint)]
         lines += _unfinished(table, paint)
@@ -47,6 +52,9 @@ def render(
             paint(f"waiting ({len(report.waiting)})", "1"),
             *_listed(report.waiting, lambda run: " ".join(run.argv)),
         ]
+    again = [sweep for sweep in report.found.sweeps if sweep.command]
+    if again and any(run.state not in ("completed", "running") for run in report.found.runs):
+        lines += ["", "the same command runs what is not completed:", *(f"  {sweep.command}" for sweep in again)]
     if report.broken:
         lines += ["", paint("cannot be read", "1"), *_listed(report.broken, lambda run: f"{run.path}: {run.cause}")]
     text = "\n".join(lines) + "\n"

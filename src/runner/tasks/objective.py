@@ -43,7 +43,9 @@ class Objective(Task):
         return torch.tensor(float(len(target)), dtype=torch.float64)
 
     def metrics(self) -> Metrics:
-        return Metrics({}, lambda prediction, target: {KEPT: prediction.double()}, self._summarise, keep=self.out_channels)
+        return Metrics(
+            {}, lambda prediction, target: {KEPT: prediction.double()}, self._summarise, keep=self.out_channels
+        )
 
     def _summarise(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return dict(zip(["value", *self.names], state[KEPT].mean(0), strict=True))

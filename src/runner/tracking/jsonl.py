@@ -27,7 +27,8 @@ class MetricsFile:
         path: the file; it need not exist.
         attempt: number of this attempt at the run, from 1.
         resume_step: the step of the checkpoint this attempt continues from; 0 starts over. Rows that lie after it are
-            dropped, because their steps will be done again, and so is a torn last line.
+            dropped, because their steps will be done again, and so are those of the test split, which is evaluated
+            once, after the last step and again if that was interrupted, and a torn last line.
 
     Raises:
         RunFailed: the file cannot be written.
@@ -103,7 +104,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def _truncate(path: Path, resume_step: int) -> None:
-    """Keep whole rows of steps up to `resume_step`; the file is left alone where that is all of it."""
+    """Keep whole rows of steps up to `resume_step` but for the final test; the file is left alone where that is all."""
     if not path.exists():
         return
     before = path.read_bytes()
@@ -111,7 +112,8 @@ def _truncate(path: Path, resume_step: int) -> None:
     if resume_step > 0:
         for line in before.splitlines(keepends=True):
             row = _parse(line)
-            if row is not None and line.endswith(b"\n") and row["step"] <= resume_step:
+            kept_step = row is not None and row["step"] <= resume_step and row["split"] != "test"
+            if kept_step and line.endswith(b"\n"):
                 kept.append(line)
     after = b"".join(kept)
     if after != before:

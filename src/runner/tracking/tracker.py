@@ -37,7 +37,8 @@ class Tracker:
         attempt: number of this attempt, from 1.
         wandb_id: the run's id for W&B, the same for every attempt.
         resume_step: the step of the checkpoint this attempt continues from, 0 from the start.
-        verb: what runs, W&B's `job_type`.
+        verb: what runs.
+        role: what for, where another run needs it, such as "baseline". W&B's `job_type` is the role, else the verb.
         group: W&B's group, such as a sweep's id; default: the run's name.
 
     Raises:
@@ -54,6 +55,7 @@ class Tracker:
         *,
         verb: str = "train",
         group: str | None = None,
+        role: str | None = None,
     ) -> None:
         self.run_dir = Path(run_dir)
         self.verb = verb
@@ -66,7 +68,7 @@ class Tracker:
             run_dir=self.run_dir,
             run_id=wandb_id,
             group=group or config.get("name"),
-            job_type=verb,
+            job_type=role or verb,
             config=config,
             notice=self.notice,
         )
@@ -135,6 +137,10 @@ class Tracker:
             return
         self._has_plots = bool(written)
         self._wandb.plots(written)
+
+    def pictures(self, step: int, folder: Path) -> None:
+        """Pictures in a folder of the run, to W&B as `<folder>/<file>`."""
+        self._wandb.pictures(step, {f"{folder.name}/{path.stem}": path for path in sorted(folder.glob("*.png"))})
 
     def message(self, text: str) -> None:
         """Say something to the person who watches; it goes to the run's log too."""

@@ -153,6 +153,13 @@ class WandbSink:
             self._log(self._step, {f"plots/{path.stem}": wandb.Image(str(path)) for path in paths})
 
     @never_fatal
+    def pictures(self, step: int, files: Mapping[str, Path]) -> None:
+        """Pictures that lie in the run's folder, by name."""
+        import wandb
+
+        self._log(step, {name: wandb.Image(str(path), caption=path.stem) for name, path in files.items()})
+
+    @never_fatal
     def summary(self, result: Mapping[str, Any]) -> None:
         """The final numbers, as `result/<task>/<metric>` and `result/<key>`."""
         flat = {f"result/{key}": value for key, value in result.items() if isinstance(value, (int, float, str))}

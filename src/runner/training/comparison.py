@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from runner.files import read_json
-from runner.reporting.given import read_baseline
 from runner.reporting.delta_m import RULES, Results, delta_m
+from runner.reporting.given import read_baseline
 from runner.tasks.base import Task
 
 

@@ -144,7 +144,10 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
     tracker: Tracker | None = None
     attempt = run.begin_attempt(step) if processes.main else 0
     if processes.main:
-        tracker = Tracker(run.path, config, attempt, run.info()["wandb_id"], step, group=run.info().get("sweep"))
+        info = run.info()
+        tracker = Tracker(
+            run.path, config, attempt, info["wandb_id"], step, group=info.get("sweep"), role=info.get("role")
+        )
         tracker.message(_opening(step, total_steps, newest, parts))
         if weighting.mode in MODES:
             tracker.message(f"weighting.mode={weighting.mode}: {MODES[weighting.mode]}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ def fit_heads(
     batch_size: int,
     device: torch.device,
 ) -> None:
-    """Fit every head to the backbone's features of the training examples, by L-BFGS; deterministic.
+    """Fit the heads of `tasks` to the backbone's features of the training examples, by L-BFGS; deterministic.
 
     Minimises the task's mean loss + decay/2 · ‖W‖² on features that are centred and divided by one number, so that
     nearly constant ones are not blown up. Augmentation is off.
@@ -35,7 +36,7 @@ def fit_heads(
     Raises:
         UserError: a head that is not one linear map of pooled features.
     """
-    heads: Mapping[str, Any] = model.heads  # type: ignore[assignment]
+    heads: Mapping[str, Any] = {name: model.heads[name] for name in tasks}  # type: ignore[index]
     for name, head in heads.items():
         if not isinstance(head, Linear):
             raise UserError(
@@ -61,21 +62,26 @@ def _features(
 ) -> dict[str, tuple[Tensor, Tensor]]:
     found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in tasks}
     for dataset in datasets.values():
+        if not any(task in tasks for task in dataset.tasks):
+            continue
         for group in eval_batches(dataset, batch_size=batch_size, pad_token_id=inputs.pad_token_id):
             on_device = group.to(device)
             pooled: dict[str, Tensor] = {}
+            wanted = [name for name in on_device.targets if name in tasks]
             hooks = [
-                model.heads[name].register_forward_pre_hook(  # type: ignore[union-attr,index]
-                    lambda _, arguments, name=name: pooled.__setitem__(name, arguments[0].pooled)
-                )
-                for name in on_device.targets
+                model.heads[name].register_forward_pre_hook(partial(_keep, pooled, name))  # type: ignore[union-attr,index]
+                for name in wanted
             ]
-            model(on_device, list(on_device.targets))
+            model(on_device, wanted)
             for hook in hooks:
                 hook.remove()
-            for name, target in on_device.targets.items():
-                found[name].append((pooled[name].float(), target))
+            for name in wanted:
+                found[name].append((pooled[name].float(), on_device.targets[name]))
     return {name: (torch.cat([f for f, _ in parts]), torch.cat([t for _, t in parts])) for name, parts in found.items()}
+
+
+def _keep(pooled: dict[str, Tensor], name: str, _: nn.Module, arguments: tuple[Any, ...]) -> None:
+    pooled[name] = arguments[0].pooled
 
 
 def fit_linear(layer: nn.Linear, task: Task, features_BD: Tensor, target_B: Tensor, decay: float) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -30,13 +31,13 @@ def start(parts: Parts, run: RunDirectory) -> None:
         UserError: the weights are not there or do not fit; heads that cannot be fitted.
     """
     config = parts.config
-    start_from(parts.model, config, run.info().get("needs", []))
+    known = start_from(parts.model, config, run.info().get("needs", []))
     if config["finetune"]["heads"] == "train" or Checkpoints(run.path / "checkpoints").newest() is not None:
         return
     trainer = config["trainer"]
     fit_heads(
         parts.model,
-        parts.tasks,
+        {name: task for name, task in parts.tasks.items() if name not in known},
         parts.mixture.datasets("train"),
         parts.inputs,
         decay=config["finetune"]["decay"],
@@ -45,8 +46,10 @@ def start(parts: Parts, run: RunDirectory) -> None:
     )
 
 
-def start_from(model: nn.Module, config: Mapping[str, Any], needs: Iterable[Mapping[str, Any]]) -> None:
+def start_from(model: nn.Module, config: Mapping[str, Any], needs: Iterable[Mapping[str, Any]]) -> set[str]:
     """Load what `init` names into every backbone of a model; nothing where `init` is null.
+
+    Heads of tasks that the start has under the same name and with the same shapes are taken along; returns their tasks.
 
     Args:
         model: an architecture, as `assemble` gave it.
@@ -58,7 +61,7 @@ def start_from(model: nn.Module, config: Mapping[str, Any], needs: Iterable[Mapp
     """
     init = config.get("init")
     if init is None:
-        return
+        return set()
     if isinstance(init, str):
         path = Path(init)
     else:
@@ -69,7 +72,32 @@ def start_from(model: nn.Module, config: Mapping[str, Any], needs: Iterable[Mapp
     file = weights_file(path)
     for backbone in model.all_backbones():  # type: ignore[operator]
         load_backbone(backbone, file)
-    log.info("backbone: started from %s", file)
+    known = load_heads(model.heads, file)  # type: ignore[arg-type]
+    log.info("backbone: started from %s; heads: %s", file, ", ".join(sorted(known)) or "none")
+    return known
+
+
+@torch.no_grad()
+def load_heads(heads: Mapping[str, nn.Module], files: list[Path]) -> set[str]:
+    """Give heads the weights of heads of the same name and shape; returns the tasks whose head was found."""
+    where, known = _where(files), set()
+    for task, head in heads.items():
+        state = head.state_dict()
+        prefix = next(
+            (p for p in (f"heads.{task}.", f"module.heads.{task}.") if state and p + next(iter(state)) in where), None
+        )
+        if prefix is None or not all(prefix + name in where for name in state):
+            continue
+        found = {name: _read(where[prefix + name], prefix + name) for name in state}
+        if all(found[name].shape == state[name].shape for name in state):
+            head.load_state_dict(found)
+            known.add(task)
+    return known
+
+
+def _read(path: Path, name: str) -> Tensor:
+    with safe_open(path, "pt") as file:
+        return file.get_tensor(name)
 
 
 def weights_file(path: Path) -> list[Path]:
@@ -114,8 +142,7 @@ def load_backbone(backbone: Backbone, files: list[Path]) -> None:
         )
     wrong = []
     for name, target in targets.items():
-        with safe_open(where[prefix(name)], "pt") as file:
-            found = file.get_tensor(prefix(name))
+        found = _read(where[prefix(name)], prefix(name))
         if found.shape != target.shape:
             wrong.append(f"{name} {tuple(found.shape)} instead of {tuple(target.shape)}")
         else:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from runner.config.kinds import PositiveFloat, PositiveInt
 from runner.tasks.base import Task
-from runner.weighting.base import LossWeighting
+from runner.weighting.base import LookAhead, LossWeighting
 from runner.weighting.checks import require_positive
 
 
@@ -27,8 +27,12 @@ class CoBa(LossWeighting):
     DF is 1 while the slowest task still converges and falls towards 0 when one diverges. Weights are equal during the
     first `warmup_steps` steps; t counts from their end.
 
-    The paper reads the slopes from the losses of a validation batch in every step. A weighting sees the training
-    losses of the step, and these are used: the slopes then show divergence of the fit, not over-fitting.
+    The authors' code (MFTCoder) has the same τ, N and W, and departs from the paper's formulas, followed here:
+    it takes DF from the slope of the largest loss without the bound of 1, puts the weights through another softmax of
+    K times them, and keeps each above 1/(10 K).
+
+    The paper reads the slopes from the losses of a validation batch in every step, one more forward pass. Those of the
+    step itself cost nothing; their slopes show divergence of the fit, not over-fitting.
 
     A task that is absent from a step adds nothing to its curve and keeps its slope; sums and softmaxes over k are those
     of the present tasks. The divergence factor keeps one number per step for ever (0.8 MB in 100 000 steps).
@@ -38,6 +42,7 @@ class CoBa(LossWeighting):
         window: N, length of the history in steps; the paper takes twice the number of validation batches.
         warmup_steps: W; the paper takes the number of validation batches.
         scale: "mean": the weights sum to 1 as in the paper; "sum": to the number of present tasks.
+        losses: whose slopes count: of a "validation" batch in each step, or of the step's own batch ("train").
     """
 
     log_losses: ClassVar[bool] = False  # needs positive losses
@@ -53,10 +58,12 @@ class CoBa(LossWeighting):
         window: PositiveInt = 200,
         warmup_steps: PositiveInt = 100,
         scale: Literal["sum", "mean"] = "mean",
+        losses: Literal["validation", "train"] = "validation",
     ) -> None:
         super().__init__(tasks)
         self.tau = tau
         self.scale = scale
+        self.look_ahead_on = "validation" if losses == "validation" else None
         self.warmup_steps = warmup_steps
         nan = float("nan")
         self.register_buffer("first", torch.full((len(tasks),), nan, dtype=torch.float64))
@@ -94,7 +101,17 @@ class CoBa(LossWeighting):
         factor = (t * torch.softmax(history, 0)[-1]).clamp_max(1.0).to(now_k.device)
         return factor * relative + (1 - factor) * absolute
 
+    def look_ahead(self, world: LookAhead) -> None:
+        losses, present = world.losses("held_out"), world.present("held_out")
+        finite = losses.isfinite()  # a step's own losses that are not are the engine's to report
+        self.record(losses[finite], present[finite])
+
     def end_step(self, losses: Tensor, present: Tensor) -> None:
+        if self.look_ahead_on is None:
+            self.record(losses, present)
+
+    def record(self, losses: Tensor, present: Tensor) -> None:
+        """Add a row to the loss curves and take the slopes again; losses (k,) of the tasks at `present` (k,)."""
         losses = losses.double()
         first = torch.where(self.first[present].isnan(), losses, self.first[present])
         require_positive("coba", self.task_names, first, present)  # all later losses are divided by it

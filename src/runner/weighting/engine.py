@@ -156,7 +156,7 @@ class Engine:
         if isinstance(weighting, MatrixWeighting):
             weighting.attach([p.shape for p in self.shared], device)
         self.weighted = passes.WeightedPass(self)
-        self.main = passes.choose(self)
+        self.main = self.current = passes.choose(self)
 
     # ---- one step -------------------------------------------------------------------------------------------------
 

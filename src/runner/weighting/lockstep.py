@@ -18,12 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from runner.errors import UserError
-from runner.weighting.buffer import gram_matrix
 from runner.weighting.cut import Cut, cut, map_tensors
 from runner.weighting.engine import Engine, Pass, add_grad, identity
-
-_PIECE = 2**20
-"""Floats of a linear layer's gradients that exist at the same time."""
+from runner.weighting.gram_sums import GramSums, linear_gram
 
 
 @dataclass
@@ -77,6 +74,10 @@ class GramPass(Pass):
         self.reused: dict[tuple[Any, int], tuple[Tensor, int]] = {}
         self.recording = True
 
+    @property
+    def _listening(self) -> bool:
+        return self.recording and self.engine.current is self and torch.is_grad_enabled()
+
     def _cut(self, tensor: Tensor, piece: _Piece) -> Tensor:
         entry, piece.cut = cut(tensor)
         self.starts[piece.cut.entry.node] = len(self.pieces)
@@ -84,7 +85,7 @@ class GramPass(Pass):
         return entry
 
     def _before_linear(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if not self.recording or not torch.is_grad_enabled():
+        if not self._listening:
             return None
         (tensor,) = args
         if not tensor.requires_grad:
@@ -103,7 +104,7 @@ class GramPass(Pass):
         return (entry,)
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> Any:
-        if not self.recording or not torch.is_grad_enabled():
+        if not self._listening:
             return None
 
         def change(tensor: Tensor) -> Tensor:
@@ -149,13 +150,14 @@ class GramPass(Pass):
     def _gram_matrix(self) -> Tensor:
         """(K, K) float64 on the CPU, of the gradients times the loss scale."""
         engine = self.engine
-        sums = _Sums(engine, self.is_shared, [*self.pieces, *self.top.values()])
+        pieces = [piece.parameters for piece in [*self.pieces, *self.top.values()]]
+        sums = GramSums(len(engine.tasks), [p.numel() for p in engine.parameters], engine.device, pieces)
         wanted = self._leads_to(set(engine.reach.shared))
         pending: dict[int, dict[int, Tensor]] = {}  # cut → task → gradient
         for k, loss in self.losses.items():
             piece = self.top[k]
             self._push(piece, loss * engine.scale, None, k, wanted, pending, sums)
-            sums.passed(piece)
+            sums.passed(piece.parameters)
         for number in reversed(range(len(self.pieces))):
             piece, grads = self.pieces[number], pending.pop(number, {})
             if wanted[number] and grads:
@@ -165,16 +167,23 @@ class GramPass(Pass):
                 else:
                     for k, grad in grads.items():
                         self._push(piece, piece.cut.outer, grad, k, wanted, pending, sums)
-            sums.passed(piece)
+            sums.passed(piece.parameters)
         return sums.gram
 
     def _push(
-        self, piece: _Piece, output: Any, grad: Tensor | None, k: int, wanted: Sequence[bool], pending: Any, sums: _Sums
+        self,
+        piece: _Piece,
+        output: Any,
+        grad: Tensor | None,
+        k: int,
+        wanted: Sequence[bool],
+        pending: Any,
+        sums: GramSums,
     ) -> None:
         """Task k's gradient at the end of a piece → at its beginnings."""
         sources = [s for s in piece.sources if wanted[s]]
         parameters = [i for i in piece.parameters if self.is_shared[i]]
-        inputs = [self.pieces[s].cut.entry for s in sources] + [self.engine.parameters[i] for i in parameters]  # type: ignore[union-attr]
+        inputs = self._inputs(sources, parameters)
         if not inputs:
             return
         given = None if grad is None else [grad]
@@ -186,7 +195,7 @@ class GramPass(Pass):
                 sums.add(i, k, part)
 
     def _push_linear(
-        self, piece: _Piece, grads: Mapping[int, Tensor], wanted: Sequence[bool], pending: Any, sums: _Sums
+        self, piece: _Piece, grads: Mapping[int, Tensor], wanted: Sequence[bool], pending: Any, sums: GramSums
     ) -> None:
         """The same for a linear layer and all tasks at once; reads the weight once instead of K times."""
         assert piece.linear is not None
@@ -225,7 +234,7 @@ class GramPass(Pass):
         def through(piece: _Piece, output: Any, grad: Tensor | None) -> None:
             sources = [s for s in piece.sources if wanted[s]]
             parameters = [i for i in piece.parameters if i in targets]
-            inputs = [self.pieces[s].cut.entry for s in sources] + [engine.parameters[i] for i in parameters]  # type: ignore[union-attr]
+            inputs = self._inputs(sources, parameters)
             if not inputs:
                 return
             given = None if grad is None else [grad]
@@ -245,6 +254,11 @@ class GramPass(Pass):
             grads = pending.pop(number, {})
             if grads:
                 through(self.pieces[number], self.pieces[number].cut.outer, grads[0])  # type: ignore[union-attr]
+
+    def _inputs(self, sources: Sequence[int], parameters: Sequence[int]) -> list[Any]:
+        """What gradients are asked for: at these cuts and of these parameters."""
+        entries = [self.pieces[s].cut.entry for s in sources]  # type: ignore[union-attr]
+        return [*entries, *(self.engine.parameters[i] for i in parameters)]
 
     # ---- the graph ------------------------------------------------------------------------------------------------
 
@@ -272,62 +286,6 @@ class GramPass(Pass):
         for piece in self.pieces:  # sources come before what they lead to
             leads.append(any(i in targets for i in piece.parameters) or any(leads[s] for s in piece.sources))
         return leads
-
-
-class _Sums:
-    """Adds up the Gram matrix; holds the gradients of a parameter until the last piece that has it was passed."""
-
-    def __init__(self, engine: Engine, is_shared: Sequence[bool], pieces: Iterable[_Piece]) -> None:
-        self.engine = engine
-        self.is_shared = is_shared
-        self.gram = torch.zeros(len(engine.tasks), len(engine.tasks), dtype=torch.float64)
-        self.left: dict[int, int] = {}
-        self.held: dict[int, Tensor] = {}
-        for piece in pieces:
-            for i in piece.parameters:
-                self.left[i] = self.left.get(i, 0) + 1
-        self.total = dict(self.left)
-
-    def only_here(self, i: int) -> bool:
-        """Whether a single piece has the parameter."""
-        return self.total[i] == 1
-
-    def add(self, i: int, k: int, grad: Tensor) -> None:
-        """A gradient of task k with respect to parameter i."""
-        if i not in self.held:
-            size = self.engine.parameters[i].numel()
-            self.held[i] = torch.zeros(len(self.engine.tasks), size, device=self.engine.device)
-        self.held[i][k] += grad.reshape(-1)
-
-    def add_gram(self, tasks: Sequence[int], gram_kk: Tensor) -> None:
-        """A finished part of the matrix."""
-        rows = torch.tensor(tasks)
-        self.gram[rows[:, None], rows] += gram_kk
-
-    def passed(self, piece: _Piece) -> None:
-        """All tasks went through this piece."""
-        for i in piece.parameters:
-            self.left[i] -= 1
-            if self.left[i] == 0 and i in self.held:
-                self.gram += gram_matrix(self.held.pop(i))
-
-
-def linear_gram(delta_kNO: Tensor, input_NI: Tensor) -> Tensor:
-    """(k, k) float64: inner products of the weight gradients δ_kᵀA, formed in the cheaper of two ways."""
-    tasks, rows, outputs = delta_kNO.shape
-    inputs = input_NI.shape[1]
-    delta_kNO, input_NI = delta_kNO.float(), input_NI.float()
-    with_products = (tasks * rows) ** 2 * outputs + rows**2 * inputs
-    with_gradients = tasks * outputs * inputs * (rows + tasks)
-    if with_products < with_gradients and (tasks * rows) ** 2 <= 4 * _PIECE:
-        flat = delta_kNO.reshape(tasks * rows, outputs)
-        products = (flat @ flat.T).view(tasks, rows, tasks, rows)
-        return (products * (input_NI @ input_NI.T)[None, :, None, :]).sum((1, 3), dtype=torch.float64).cpu()
-    gram = torch.zeros(tasks, tasks, dtype=torch.float64)
-    for part in delta_kNO.split(max(1, _PIECE // (tasks * inputs)), dim=2):
-        grads = part.transpose(1, 2).reshape(-1, rows) @ input_NI
-        gram += gram_matrix(grads.view(tasks, -1))
-    return gram
 
 
 def _layers(model: nn.Module, shared: set[int]) -> list[nn.Module]:

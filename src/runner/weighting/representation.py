@@ -126,7 +126,7 @@ class RepresentationPass(Pass):
         return torch.autograd.grad([c.outer for c in cuts], parameters, outputs, retain_graph=retain, allow_unused=True)
 
     def _hook(self, module: nn.Module, args: Any, output: Any) -> Any:
-        if not self.cutting or not torch.is_grad_enabled():
+        if not self.cutting or self.engine.current is not self or not torch.is_grad_enabled():
             return None
 
         def change(tensor: Tensor) -> Tensor:

@@ -13,21 +13,23 @@ from runner.tasks.base import Task
 from runner.weighting.base import GeneratorState, LossWeighting
 
 Distribution = Literal["normal", "uniform", "dirichlet", "bernoulli", "constrained_bernoulli"]
-"""normal, uniform: softmax of standard normal or U(0, 1) numbers. dirichlet: uniform over the simplex (all α = 1).
-bernoulli: a fair coin for each task, thrown again while all are 0, divided by the number of 1s.
-constrained_bernoulli: one task, chosen uniformly; its expected gradient is that of equal weights over the mean."""
+"""normal, uniform, dirichlet: softmax of standard normal, U(0, 1) or Dirichlet(1, …, 1) numbers. bernoulli: a fair
+coin for each task, thrown again while all are 0. constrained_bernoulli: one task, chosen uniformly; its expected
+gradient is that of equal weights over the mean."""
 
 
 class RLW(LossWeighting):
     """total = Σ_k w_k L_k with weights drawn anew in every step.
 
     Lin et al., "Reasonable Effectiveness of Random Weighting: A Litmus Test for Multi-Task Learning", TMLR 2022,
-    algorithm 1 and the five distributions of its experiments. Weights are drawn for the present tasks only, so they sum
-    to 1 in every step.
+    algorithm 1 and the five distributions of its experiments, normalised as in the authors' code (LibMTL 1.1): a
+    softmax of the first three, also of Dirichlet numbers, which lie on the simplex already; coins stay 0 or 1. Weights
+    are drawn for the present tasks only.
 
     Args:
         distribution: of the weights; the paper's default is normal.
-        scale: "mean": the weights sum to 1 as in the paper; "sum": to the number of present tasks.
+        scale: "paper": as drawn, with the sum 1, of coins the number of 1s; "mean": rescaled to the sum 1; "sum": to
+            the number of present tasks.
         seed: of the draws; None takes the run's. The generator's state is part of the checkpoint, equal on all ranks.
     """
 
@@ -36,7 +38,7 @@ class RLW(LossWeighting):
         tasks: Mapping[str, Task],
         *,
         distribution: Literal["normal", "uniform", "dirichlet", "bernoulli", "constrained_bernoulli"] = "normal",
-        scale: Literal["sum", "mean"] = "mean",
+        scale: Literal["paper", "sum", "mean"] = "paper",
         seed: NonNegativeInt | None = None,
     ) -> None:
         super().__init__(tasks)
@@ -51,13 +53,13 @@ class RLW(LossWeighting):
 
     def combine(self, losses: Tensor, present: Tensor) -> Tensor:
         weights = draw(self.distribution, len(losses), torch.Generator().manual_seed(self.step_seed))
-        if self.scale == "sum":
-            weights = weights * len(losses)
+        if self.scale != "paper":
+            weights = weights / (weights.mean() if self.scale == "sum" else weights.sum())
         return (weights.to(losses.device, losses.dtype, non_blocking=True) * losses).sum()
 
 
 def draw(distribution: Distribution, k: int, generator: torch.Generator) -> Tensor:
-    """(k,) float64 random weights ≥ 0 that sum to 1."""
+    """(k,) float64 random weights ≥ 0: see `Distribution`."""
     if k == 0:
         return torch.zeros(0, dtype=torch.float64)
     if distribution == "normal":
@@ -66,11 +68,11 @@ def draw(distribution: Distribution, k: int, generator: torch.Generator) -> Tens
         return torch.softmax(torch.rand(k, dtype=torch.float64, generator=generator), 0)
     if distribution == "dirichlet":  # Gamma(1) numbers, normalised
         gammas = torch.empty(k, dtype=torch.float64).exponential_(generator=generator)
-        return gammas / gammas.sum()
+        return torch.softmax(gammas / gammas.sum(), 0)
     if distribution == "constrained_bernoulli":
         chosen = torch.randint(k, (1,), generator=generator)
         return torch.zeros(k, dtype=torch.float64).index_fill_(0, chosen, 1.0)
     while True:
         coins = torch.randint(2, (k,), generator=generator).double()
         if coins.any():
-            return coins / coins.sum()
+            return coins

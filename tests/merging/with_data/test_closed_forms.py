@@ -10,10 +10,12 @@ from runner.errors import UserError
 from runner.merging.with_data.adamerging import AdaMerging
 from runner.merging.with_data.atlas import Atlas
 from runner.merging.with_data.coefficients import Mixed
-from runner.merging.with_data.common import base_of, vectors_of
+from runner.merging.with_data.common import base_of, experts_of, vectors_of
+from runner.merging.with_data.concrete import Concrete, masked
 from runner.merging.with_data.fisher import Fisher, fisher_average
 from runner.merging.with_data.regmean import RegMean, as_matrix, from_matrix, inputs_of, regression_mean
 from runner.merging.with_data.search import Search
+from runner.merging.with_data.tint import Tint, tinted_loss
 from tests.merging.toy import make, outputs_of
 
 
@@ -37,7 +39,7 @@ def test_no_information_at_all_gives_the_average():
 
 
 def test_expected_fisher_of_the_last_bias_is_that_of_softmax():
-    """Through a linear head, d log p / d bias of the features is W^T (1_y - p): its second moment is W^T (diag p - p p^T) W."""
+    """Through a linear head, d log p / d bias of the features is Wᵀ (1_y - p), of covariance Wᵀ (diag p - p pᵀ) W."""
     models, data = make(rows=7)
     found = Fisher(labels="expected", examples=7).diagonal(
         {n: models.experts["a"].whole(n) for n in models.experts["a"].tensors()}, data, "a"
@@ -153,15 +155,15 @@ def test_adamerging_lowers_the_entropy_and_atlas_the_loss():
         return sum(float(-(q * q.log()).sum(1).mean()) for q in p)
 
     start = AdaMerging(steps=1, lr=1e-12, init=0.3).fit(models, data).tensors
-    end = AdaMerging(steps=60, lr=2e-2, init=0.3).fit(models, data).tensors
+    end = AdaMerging(steps=25, lr=5e-2, init=0.3).fit(models, data).tensors
     assert mean_entropy(end) < mean_entropy(start) - 0.05
 
     def mean_loss(tensors) -> float:
         found = outputs_of(tensors, data)
         return sum(float(nn.functional.cross_entropy(found[t], data.labelled[t].targets[t])) for t in found)
 
-    zero = {n: t for n, t in base_of(models).items()}
-    assert mean_loss(Atlas(steps=60, lr=2e-2).fit(models, data).tensors) < mean_loss(zero) - 0.1
+    zero = base_of(models)
+    assert mean_loss(Atlas(steps=25, lr=5e-2).fit(models, data).tensors) < mean_loss(zero) - 0.1
 
 
 def test_clamped_coefficients_stay_between_zero_and_one():
@@ -206,3 +208,35 @@ def test_the_penalty_prefers_small_weights():
         return sum(map(abs, search.fit(models, data).report["chosen"]["weights"]))
 
     assert size(tight) < size(free)
+
+
+def test_a_full_concrete_mask_is_task_arithmetic_and_its_size_is_kept():
+    models, data = make()
+    base, total = base_of(models), {n: sum(v[n] for v in vectors_of(models).values()) for n in base_of(models)}
+    full = masked(base, total, {n: torch.ones_like(t) for n, t in base.items()}, 0.4)
+    half = masked(base, total, {n: torch.full_like(t, 0.5) for n, t in base.items()}, 0.4)
+    for name in base:
+        assert torch.allclose(full[name], base[name] + 0.4 * total[name], atol=1e-6)
+        assert torch.allclose(half[name], full[name], atol=1e-6)
+    kept = Concrete(logits=9.0, steps=1, lr=1e-9, scale=0.4).fit(models, data).tensors
+    assert all(torch.allclose(kept[n], full[n], atol=1e-3) for n in base)
+
+
+def test_tint_learns_from_the_examples_with_the_largest_gap():
+    expert = torch.tensor([[9.0, 0.0], [0.1, 0.0], [0.0, 9.0], [0.0, 0.1]])
+    output = torch.zeros(4, 2)
+    output[:, 0] = 2.0
+    found = tinted_loss(output, expert, 0.5)
+    expected = nn.functional.cross_entropy(output[[0, 2]], torch.tensor([0, 1]))
+    assert torch.allclose(found, expected)
+    models, data = make()
+
+    def distance(strategy) -> float:
+        final = strategy.fit(models, data).module
+        total = 0.0
+        for task, expert_out in ((t, outputs_of(e, data)[t]) for t, e in experts_of(models).items()):
+            with torch.no_grad():
+                total += float((final(data.validation[task], [task])[task].argmax(1) != expert_out.argmax(1)).sum())
+        return total
+
+    assert distance(Tint(steps=40, lr=2e-2, head_lr=2e-2)) < distance(Tint(steps=1, lr=1e-9, head_lr=1e-9, init=0.0))

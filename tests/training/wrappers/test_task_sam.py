@@ -13,9 +13,10 @@ TASKS = make_tasks(("a", "b"))
 
 
 def loss_of(net, group, task):
-    return TASKS[task].loss_sum(net(group, [task])[task], group.targets[task]) / TASKS[task].loss_count(
-        group.targets[task]
-    ).float()
+    return (
+        TASKS[task].loss_sum(net(group, [task])[task], group.targets[task])
+        / TASKS[task].loss_count(group.targets[task]).float()
+    )
 
 
 def gradient(net, group, task):
@@ -68,14 +69,18 @@ def mgda(vectors):
 def test_it_is_the_algorithm(weighting, aggregate, adaptive):
     rho = 0.7
     changes = {"heads": "unweighted"} if weighting != "equal" else {}
-    made = World(TASKS, option("wrapper", "task_sam", rho=rho, adaptive=adaptive), option("weighting", weighting, **changes))
+    made = World(
+        TASKS, option("wrapper", "task_sam", rho=rho, adaptive=adaptive), option("weighting", weighting, **changes)
+    )
     group = make_group(TASKS)
     expected = {task: sam_gradient(made.net, group, task, rho, adaptive) for task in TASKS}
     _, grads = made.step([[group]], counts_of(TASKS, [[group]]))
     plain = [flat(expected[t][0]) for t in TASKS]
     rest = [flat(expected[t][1]) - flat(expected[t][0]) for t in TASKS]
     shared = aggregate(plain) + aggregate(rest)
-    assert (shared - aggregate(plain)).norm() > 0.05 * shared.norm(), "the flatness part should matter, or nothing is shown"
+    assert (shared - aggregate(plain)).norm() > 0.05 * shared.norm(), (
+        "the flatness part should matter, or nothing is shown"
+    )
     torch.testing.assert_close(flat(grads), shared, rtol=1e-4, atol=1e-6)
     for task in TASKS:
         for name, grad in expected[task][1].items():

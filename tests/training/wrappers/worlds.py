@@ -56,6 +56,8 @@ class Trunk(nn.Module):
 class Net(nn.Module):
     """One trunk, a bent head per task."""
 
+    representation = "backbone"
+
     def __init__(self, tasks: dict[str, Any], dense: bool = False, dropout: float = 0.0) -> None:
         super().__init__()
         self.backbone = Trunk(dense, dropout)
@@ -117,7 +119,7 @@ class World:
             torch.manual_seed(0)
             self.net = Net(tasks, **net)
         self.weighting = build(weighting, tasks)
-        self.wrapper = build(wrapper, self.weighting) or Wrapper(self.weighting)
+        self.wrapper = (build(wrapper, self.weighting) or Wrapper(self.weighting)).to(CPU)  # as the loop does
         forward = self.wrapper.losses(Forward(self.net, tasks, CPU, nullcontext))
         parameters = list(self.net.parameters())
         self.net.eval()
@@ -131,13 +133,12 @@ class World:
             reduce=reduce,
             device=CPU,
             loss_scale=lambda: scale,
+            model=self.net,
         )
         self.scale = scale
         inputs = InputSpec("table", num_numeric=5)
         sets = {"d": train_set} if train_set is not None else {}
-        self.wrapper.attach(
-            Surroundings(self.net, forward, self.engine, sets, inputs, 4, rank, world_size, reduce)
-        )
+        self.wrapper.attach(Surroundings(self.net, forward, self.engine, sets, inputs, 4, rank, world_size, reduce))
 
     def step(self, batches: list[list[Group]], counts: Tensor, number: int = 0) -> tuple[StepReport, dict[str, Tensor]]:
         """Report and unscaled gradients by name, of the parameters that have one."""
@@ -147,11 +148,11 @@ class World:
 
 
 def counts_of(tasks: dict[str, Any], batches: list[list[Group]]) -> Tensor:
-    """(K,) labels."""
+    """(M, K) labels of each micro-batch."""
     return torch.tensor(
         [
-            sum(float(t.loss_count(g.targets[k])) for batch in batches for g in batch if k in g.targets)
-            for k, t in tasks.items()
+            [sum(float(t.loss_count(g.targets[k])) for g in batch if k in g.targets) for k, t in tasks.items()]
+            for batch in batches
         ],
         dtype=torch.float64,
     )

@@ -51,15 +51,16 @@ class Pcb(TaskVectorMerge):
             return {"bounds": bounds, "floor": None, "top": None}
 
         def scores(block: Block) -> list[Tensor]:
-            found = [_ordered(s) for s in self._scores(block, bounds)]
-            return found + found
+            found = self._scores(block, bounds)
+            positive = [s.clamp(min=0.0) for s in found]
+            return positive + positive + [s.neg_().clamp_(min=0.0) for s in found]
 
-        ends = kth_largest(look, scores, [keep_count(self.density, count)] * experts + [1] * experts)
-        return {
-            "bounds": bounds,
-            "floor": [_value(v) for v in ends[:experts]],
-            "top": [_value(v) for v in ends[experts:]],
-        }
+        # The k-th largest of signed scores: among the positive ones, or from the other end among the negative ones.
+        keep = keep_count(self.density, count)
+        ranks = [keep] * experts + [1] * experts + [count - keep + 1] * experts
+        ends = kth_largest(look, scores, ranks)
+        floors = [ends[t] if ends[t] > 0 else -ends[2 * experts + t] for t in range(experts)]
+        return {"bounds": bounds, "floor": floors, "top": ends[experts : 2 * experts]}
 
     def _scores(self, block: Block, bounds: list[list[float]]) -> list[Tensor]:
         """β_t of every expert."""
@@ -87,19 +88,3 @@ class Pcb(TaskVectorMerge):
             out.add_(clipped * share, alpha=block.weights[t])
             mass.add_(share)
         return out.div_(mass.clamp_min_(1e-12))
-
-
-def _ordered(values: Tensor) -> Tensor:
-    """Any float32 as a non-negative float32 of the same order: bit patterns shifted by half the range, halved."""
-    bits = values.contiguous().view(torch.int32).to(torch.int64)
-    bits = torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)  # -2^31 … 2^31, in the order of the values
-    return ((bits + 0x80000000) >> 2).clamp_(0, 0x7F7FFFFF).to(torch.int32).view(torch.float32)
-
-
-def _value(ordered: float) -> float:
-    """The float that `_ordered` made this of, up to the two bits that were cut off."""
-    code = torch.tensor(ordered, dtype=torch.float32).view(torch.int32).to(torch.int64)
-    bits = int(code << 2) - 0x80000000
-    pattern = bits if bits >= 0 else (-bits) | 0x80000000
-    pattern = pattern - (1 << 32) if pattern >= 1 << 31 else pattern
-    return float(torch.tensor(pattern, dtype=torch.int64).to(torch.int32).view(torch.float32))

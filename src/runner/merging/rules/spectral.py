@@ -56,9 +56,12 @@ class TsvM(MatrixMerge):
         us, ss, vs = [], [], []
         for t in range(len(block)):
             u, s, vt = thin_svd(block.delta(t))
-            us.append(u[:, :keep])
-            ss.append(s[:keep] * block.weights[t])
-            vs.append(vt[:keep])
+            own = min(keep, int((s > s[0] * 1e-6).sum()))  # directions without content would be whitened against others
+            us.append(u[:, :own])
+            ss.append(s[:own] * block.weights[t])
+            vs.append(vt[:own])
+        if not sum(map(len, ss)):
+            return torch.zeros_like(block.models[0])
         left, right = orthogonalise(torch.cat(us, 1)), orthogonalise(torch.cat(vs, 0))
         return (left * torch.cat(ss)) @ right
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -45,30 +46,41 @@ class Ties(TaskVectorMerge):
         return elect(kept, block.weights, self.aggregate)
 
 
-def elect(deltas: Any, weights: Any, aggregate: str) -> Tensor:
+def elect(deltas: Iterable[Tensor], weights: Sequence[float], aggregate: str) -> Tensor:
     """Sign election and disjoint mean (or sum) in four accumulators, whatever the number of experts.
 
+    With S = Σ w τ and A = Σ |w τ| the entries of the elected sign sum to (S + sign(S) A) / 2.
+
     Args:
-        deltas: trimmed task vectors, one after the other.
-        weights: one per expert, counted in the election and in the mean.
+        deltas: trimmed task vectors, one after the other; they are written to.
+        weights: one per expert, counted in the election and in the mean. A negative one turns its task vector round.
         aggregate: "mean" or "sum".
     """
-    totals: list[Tensor] = []
+    even = len({abs(w) for w in weights}) == 1 and len(weights) < 256  # then counting needs a byte per entry
+    total = size = above = below = None
     for tau, weight in zip(deltas, weights, strict=True):
-        if not totals:
-            totals = [torch.zeros_like(tau) for _ in range(4)]
-        up, down, count_up, count_down = totals
-        if weight < 0:  # the weighted entry decides the sign, the size of its weight how much it counts
-            tau = -tau
-        up.add_(tau.clamp(min=0.0), alpha=abs(weight))
-        down.add_(tau.clamp(max=0.0), alpha=abs(weight))
+        if total is None or size is None or above is None or below is None:
+            total, size = torch.zeros_like(tau), torch.zeros_like(tau)
+            above = torch.zeros(tau.shape, dtype=torch.uint8 if even else torch.float32)
+            below = torch.zeros_like(above)
         if aggregate == "mean":
-            count_up.add_(tau > 0, alpha=abs(weight))
-            count_down.add_(tau < 0, alpha=abs(weight))
-    up, down, count_up, count_down = totals
-    sign = (up + down).sign_()
-    chosen = torch.where(sign > 0, up, down).mul_(sign != 0)
+            up, down = (tau > 0, tau < 0) if weight >= 0 else (tau < 0, tau > 0)
+            if even:
+                above.add_(up.view(torch.uint8))
+                below.add_(down.view(torch.uint8))
+            else:
+                above.add_(up.float(), alpha=abs(weight))
+                below.add_(down.float(), alpha=abs(weight))
+        total.add_(tau, alpha=weight)
+        size.add_(tau.abs_(), alpha=abs(weight))
+    assert total is not None and size is not None and above is not None and below is not None
+    sign = total.sign()
+    chosen = total.add_(size.mul_(sign)).mul_(sign.abs()).mul_(0.5)
     if aggregate == "sum":
         return chosen
-    count = torch.where(sign > 0, count_up, count_down)
+    if even:  # bytes are chosen by arithmetic: several times faster than torch.where
+        positive = (sign > 0).view(torch.uint8)
+        count = above.mul_(positive).add_(below.mul_(1 - positive)).float().mul_(abs(weights[0]))
+    else:
+        count = torch.where(sign > 0, above, below)
     return chosen.div_(count.clamp_(min=torch.finfo(torch.float32).tiny))

@@ -103,8 +103,9 @@ class LearnedCoefficients(DataMerge):
                     lam_TN.clamp_(0, 1)
         chosen = best[1] if self.keep == "best" else lam_TN.detach()
         if curve[-1]["normalised"] < 0.9 * curve[0]["normalised"]:
+            lost = 1 - curve[-1]["normalised"] / curve[0]["normalised"]
             data.say(
-                f"{type(self).__name__} has lost {1 - curve[-1]['normalised'] / curve[0]['normalised']:.0%} of its start on "
+                f"{type(self).__name__} has lost {lost:.0%} of its start on "
                 "validation data: lower merge.lr or merge.steps, or set merge.keep=best"
             )
         report: dict[str, Any] = {

@@ -196,6 +196,8 @@ class Search(DataMerge):
         study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=self.seed))
 
         def trial(t: Any) -> float:
-            return value(np.array([t.suggest_float(str(i), a, b) for i, (a, b) in enumerate(zip(low, high, strict=True))]))
+            return value(
+                np.array([t.suggest_float(str(i), a, b) for i, (a, b) in enumerate(zip(low, high, strict=True))])
+            )
 
         study.optimize(trial, n_trials=self.evaluations)

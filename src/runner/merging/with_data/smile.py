@@ -108,7 +108,7 @@ class RoutedModule(MergedModule):
 class Smile(DataMerge):
     """Mean model plus routed low-rank differences in every linear layer and convolution; everything else averaged.
 
-    Tang, Shen, Luo, Xie, Hu, Zhang, Du, Tao, "SMILE: Zero-Shot Sparse Mixture of Low-Rank Experts", 2024. Needs no data.
+    Tang, Shen, Luo, Xie, Hu, Zhang, Du, Tao, "SMILE", 2024. Needs no data.
 
     Attributes:
         rank: of every expert in every layer.

@@ -51,7 +51,9 @@ class TwinModule(MergedModule):
         chosen_B = weight_BT.argmax(1)
         for t in chosen_B.unique().tolist():
             rows = chosen_B == t
-            outputs = self.run(self.mixed(F.one_hot(torch.tensor(t), weight_BT.shape[1]).float()), take(group, rows), tasks)
+            outputs = self.run(
+                self.mixed(F.one_hot(torch.tensor(t), weight_BT.shape[1]).float()), take(group, rows), tasks
+            )
             for task, output in outputs.items():
                 if task not in found:
                     found[task] = output.new_empty((len(group), *output.shape[1:]))
@@ -86,7 +88,9 @@ class TwinModule(MergedModule):
     def restore(cls, strategy: Merge, model: nn.Module, plain: Mapping[str, Any], shapes: Shapes) -> MergedModule:
         assert isinstance(strategy, TwinMerging)
         shared = {n: t for n, t in empty(next(iter(shapes.values()))).items() if t.is_floating_point()}
-        exclusive = {t: {k: v for n in shared for k, v in compressed(n, shared[n], strategy.rank).items()} for t in shapes}
+        exclusive = {
+            t: {k: v for n in shared for k, v in compressed(n, shared[n], strategy.rank).items()} for t in shapes
+        }
         return cls(model, shared, exclusive, plain["dim"], plain["hidden"], strategy.mixing)
 
 
@@ -179,7 +183,9 @@ class TwinMerging(DataMerge):
         offsets = [sum(sizes[:t]) for t in range(len(sizes))]
         each = max(1, self.batch_size // len(known))
         for _ in range(self.steps):  # as many of every task
-            rows = torch.cat([o + torch.randint(s, (each,), generator=draw) for o, s in zip(offsets, sizes, strict=True)])
+            rows = torch.cat(
+                [o + torch.randint(s, (each,), generator=draw) for o, s in zip(offsets, sizes, strict=True)]
+            )
             rows = rows.to(z_ND.device)
             loss = F.cross_entropy(router((z_ND[rows] - mean) / scale), task_N[rows])
             adam.zero_grad()

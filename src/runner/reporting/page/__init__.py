@@ -14,7 +14,17 @@ from runner.reporting.page import data
 from runner.reporting.page.table import MARKS, page_columns, table_html
 
 HERE = Path(__file__).parent
-SCRIPTS = ("base.js", "table.js", "curves.js", "bars.js", "parallel.js", "weights.js", "runs.js", "start.js")
+SCRIPTS = (
+    "base.js",
+    "table.js",
+    "curves.js",
+    "bars.js",
+    "parallel.js",
+    "front.js",
+    "weights.js",
+    "runs.js",
+    "start.js",
+)
 
 
 def render(report: Report, *, panels_mb: float = 4.0) -> str:
@@ -38,8 +48,15 @@ def render(report: Report, *, panels_mb: float = 4.0) -> str:
         f"<title>{escape(title)}</title>",
         f"<style>{style}</style></head><body>",
         f"<header><h1>{escape(title)}</h1><p>{escape(counts(report))} · {stamp} · runner {__version__}</p>",
-        *(f"<p class=command><code>{escape(command)}</code></p>" for command in _commands(report)),
-        "</header><main>",
+        *(
+            f"<p class=command><code>{escape(command)}</code></p>"
+            for command in (sweep.command for sweep in report.found.sweeps)
+            if command
+        ),
+        f"<p>{len(report.tables)} tables: runs of other tasks, data or splits cannot be compared</p>"
+        if len(report.tables) > 1
+        else "",
+        "</header><main><section id=searches></section>",
         *(_section(report, i) for i in range(len(report.tables))),
         "<section id=trouble></section>",
         "</main>",
@@ -58,20 +75,9 @@ def _inert(text: str) -> str:
 def _title(report: Report) -> str:
     if len(report.found.sweeps) == 1:
         sweep = report.found.sweeps[0]
-        return f"{sweep.info.get('name') or sweep.path.name}: sweep"
+        return f"{sweep.info.get('name') or sweep.path.name}: {sweep.kind}"
     names = dict.fromkeys(str(run.info.get("name")) for run in report.found.runs if run.info.get("name"))
     return f"{', '.join(list(names)[:3])}{' …' if len(names) > 3 else ''}: report" if names else "report"
-
-
-def _commands(report: Report) -> list[str]:
-    import shlex
-
-    found = []
-    for sweep in report.found.sweeps:
-        argv = sweep.info.get("argv")
-        if isinstance(argv, list) and argv:
-            found.append(f"runner {shlex.join(map(str, argv))}")
-    return found
 
 
 def _section(report: Report, number: int) -> str:
@@ -97,4 +103,4 @@ def _section(report: Report, number: int) -> str:
     return "\n".join([*lines, "</section>"])
 
 
-PARTS = ("delta", "curves", "parallel", "weights", "conflict", "panels", "runs")
+PARTS = ("delta", "curves", "parallel", "front", "weights", "conflict", "panels", "runs")

@@ -24,7 +24,7 @@ function draw(tag, attrs, parent, text) {
 function fmt(x) {
   if (x === null || x === undefined || !isFinite(x)) return "–";
   const size = Math.abs(x);
-  return size !== 0 && (size >= 1e5 || size < 1e-3) ? x.toExponential(2) : String(+x.toPrecision(4));
+  return size !== 0 && (size >= 1e5 || size < 1e-3) ? x.toExponential(2).replace(/\.?0+e/, "e") : String(+x.toPrecision(4));
 }
 const signed = x => (x > 0 ? "+" : "") + (Math.round(x * 100) / 100 || 0).toFixed(2);
 const arrow = better => better === "up" ? " ↑" : better === "down" ? " ↓" : "";
@@ -66,7 +66,7 @@ function frame(host, { height = 210, x, y, left = 46, right = 10, bottom = 26, t
   const width = Math.max(220, host.clientWidth || 320);
   const root = draw("svg", { viewBox: `0 0 ${width} ${height}`, width: "100%", role: "img", "aria-label": label }, host);
   const sx = scale(x[0], x[1], left, width - right), sy = scale(y[0], y[1], height - bottom, top);
-  for (const t of ticks(y[0], y[1], 4)) {
+  for (const t of ticks(y[0], y[1], 5)) {
     draw("line", { class: "grid", x1: left, x2: width - right, y1: sy(t), y2: sy(t) }, root);
     draw("text", { x: left - 6, y: sy(t) + 4, "text-anchor": "end" }, root, fmt(t));
   }
@@ -76,7 +76,7 @@ function frame(host, { height = 210, x, y, left = 46, right = 10, bottom = 26, t
   }
   draw("line", { class: "axis", x1: left, x2: width - right, y1: height - bottom, y2: height - bottom }, root);
   const id = `clip${clips++}`;
-  draw("rect", { x: left, y: 0, width: width - right - left + 2, height: height - bottom + 1 }, draw("clipPath", { id }, root));
+  draw("rect", { x: left - 4, y: 0, width: width - right - left + 8, height: height - bottom + 1 }, draw("clipPath", { id }, root));
   return { root, sx, sy, width, height, left, right, bottom, area: draw("g", { "clip-path": `url(#${id})` }, root) };
 }
 

@@ -10,7 +10,7 @@ from typing import Any
 from runner.reporting.delta_m import RULES
 from runner.reporting.grid import HIGHER
 from runner.reporting.model import Report, Row, Table
-from runner.reporting.notes import progress
+from runner.reporting.notes import objective, progress
 from runner.reporting.page import curves, pictures
 from runner.reporting.read import Run
 from runner.reporting.settings import option_name, text_value
@@ -24,7 +24,15 @@ def make(report: Report, panels_mb: float) -> dict[str, Any]:
     for table in report.tables:
         content, budget = _table(table, report, runs, budget)
         tables.append(content)
-    return {"tables": tables, "runs": runs, "broken": [_run(run, "") for run in (*report.waiting, *report.broken)]}
+    searches = [
+        [sweep.path.name, objective(sweep), list(s.items())] for sweep in report.found.sweeps if (s := sweep.importance)
+    ]
+    return {
+        "searches": searches,
+        "tables": tables,
+        "runs": runs,
+        "broken": [_run(run, "") for run in (*report.waiting, *report.broken)],
+    }
 
 
 def _table(table: Table, report: Report, runs: list[dict[str, Any]], budget: float) -> tuple[dict[str, Any], float]:

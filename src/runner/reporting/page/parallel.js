@@ -76,7 +76,7 @@ function parallelAxis(root, axis, i, at, filters, redraw) {
   const anchor = at.first ? "start" : at.last ? "end" : "middle", x = at.first ? 2 : at.last ? at.x + 56 : at.x;
   draw("line", { class: "zero", x1: at.x, x2: at.x, y1: at.top, y2: at.height - at.bottom }, root);
   draw("text", { x, y: 14, "text-anchor": anchor }, root, axis.over);
-  draw("text", { class: "strong", x, y: 29, "text-anchor": anchor, "font-weight": 600 }, root, (axis.name.length > 18 ? `…${axis.name.slice(-17)}` : axis.name) + arrow(axis.better));
+  draw("text", { class: "strong", x, y: 29, "text-anchor": anchor, "font-weight": 600 }, root, (axis.name.length > 18 ? axis.name.split(".").pop() : axis.name) + arrow(axis.better));
   for (const [place, text] of axis.marks) {
     if (place < -0.001 || place > 1.001) continue;
     draw("line", { class: "zero", x1: at.x - 3, x2: at.x + 3, y1: at.sy(place), y2: at.sy(place) }, root);

@@ -1,7 +1,8 @@
 // The table stands already; the plots follow one by one, so that the page can be read at once.
 document.body.append(tip);
 const groups = [...document.querySelectorAll("section.group")].map(section => new Group(section));
-const queue = groups.flatMap(group => [deltaPart, curvesPart, parallelPart, weightsPart, conflictPart, panelsPart, runsPart].map(part => () => part(group)));
+const queue = groups.flatMap(group => [deltaPart, curvesPart, parallelPart, frontPart, weightsPart, conflictPart, panelsPart, runsPart].map(part => () => part(group)));
+queue.unshift(searchesPart);
 queue.push(troublePart);
 function next() {
   const part = queue.shift();

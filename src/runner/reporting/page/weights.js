@@ -2,12 +2,13 @@
 function weightsPart(group) {
   const host = group.part("weights"), { data } = group;
   const tasks = data.tasks.map((task, k) => ({ label: task, colour: `var(--s${k % HUES})`, dash: DASHES[Math.floor(k / HUES) % DASHES.length], key: `train|${task}|weight` }));
-  if (!tasks.some(task => group.series.has(task.key))) return;
+  const has = row => tasks.some(task => group.series.has(task.key) && row.runs.some(run => group.series.get(task.key).has(run)));
+  if (!group.settings().some(has)) return;
   const cards = el("div", { class: "cards" });
   const redraw = () => {
     cards.replaceChildren();
     const rows = group.shown().filter(row => row.kind === "setting").map(row => ({ row, lines: tasks.map(task => ({ row: task, curve: group.curve(row, task.key) })).filter(d => d.curve) })).filter(d => d.lines.length);
-    const all = rows.flatMap(d => d.lines.flatMap(l => l.curve.y));
+    const all = rows.flatMap(d => d.lines.flatMap(l => l.curve.y.map((y, i) => y === null ? null : y + l.curve.sd[i])));
     if (!rows.length) { cards.append(el("p", { class: "hint" }, "nothing is shown")); return; }
     const y = range([0, ...all]);
     const bodies = rows.map(({ row }) => {

@@ -100,7 +100,7 @@ class RepMTL(Wrapper):
                 self._add(extra, term * (engine.scale / total))
             engine.backward(look.losses)
         report = engine.finish()
-        self._apply(extra)
+        self._add_to_gradients(extra)
         return report
 
     # ---- saliencies -------------------------------------------------------------------------------------------------
@@ -159,7 +159,9 @@ class RepMTL(Wrapper):
         length_KB = saliency_KBCN.detach().flatten(2).norm(dim=2)
         there_KB = length_KB > 0
         largest_B = length_KB.amax(0).clamp_min(torch.finfo(torch.float32).tiny)
-        anchor_BCK = (saliency_KBCN / largest_B[None, :, None, None]).sum(3).permute(1, 2, 0) / positions_B[:, None, None]
+        anchor_BCK = (saliency_KBCN / largest_B[None, :, None, None]).sum(3).permute(1, 2, 0) / positions_B[
+            :, None, None
+        ]
         unit_KBCN = saliency_KBCN / torch.where(there_KB, length_KB, 1.0)[:, :, None, None]
         cross_KBTN = torch.einsum("bct,kbcn->kbtn", anchor_BCK / _size(anchor_BCK), unit_KBCN)
         affinity_KB = _gram_norm(unit_KBCN).clamp_min(TINY)
@@ -201,7 +203,7 @@ class RepMTL(Wrapper):
                 before = extra[i]
                 extra[i] = grad if before is None else before + grad
 
-    def _apply(self, extra: list[Tensor | None]) -> None:
+    def _add_to_gradients(self, extra: list[Tensor | None]) -> None:
         """Sum over processes, and add to what the engine has left."""
         engine, around = self.around.engine, self.around
         reached = engine.reach.of(engine.present)

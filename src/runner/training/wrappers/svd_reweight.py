@@ -129,7 +129,7 @@ class SVDReweight(Wrapper):
         missing = [name for name in tasks if name not in sums]
         if missing and around.world_size == 1:
             raise RunFailed(
-                f"wrapper=svd_reweight: no label of task '{', '.join(missing)}' among {self.examples} training examples",
+                f"wrapper=svd_reweight: no label of task '{', '.join(missing)}' in {self.examples} training examples",
                 "raise wrapper.examples, or set it to null for all",
             )
         return [self._theta(sums.get(name)) for name in tasks]
@@ -177,7 +177,7 @@ def rows(task: Task, features: Features, target: Tensor) -> tuple[Tensor, Tensor
 
     Args:
         task: says which features it reads, and how many classes there are.
-        target: of the task, see `runner.mixtures.base.Example`; dense ones are read at the centres of the features' cells.
+        target: of the task, see `runner.mixtures.base.Example`; dense ones are read at the centres of the cells.
     """
     if task.kind == "dense":
         assert features.pyramid is not None

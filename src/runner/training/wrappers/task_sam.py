@@ -90,10 +90,7 @@ class TaskSAM(Wrapper):
             return report
         kept = [p.grad for p in engine.parameters]
         rest = {
-            k: [
-                torch.zeros_like(s) if alone else s - p
-                for s, p, alone in zip(sharp[k], plain[k], own[k], strict=True)
-            ]
+            k: [torch.zeros_like(s) if alone else s - p for s, p, alone in zip(sharp[k], plain[k], own[k], strict=True)]
             for k in engine.present
         }
         self._flat_engine.begin(counts, step, per_epoch)
@@ -133,9 +130,7 @@ class TaskSAM(Wrapper):
         loss = loss_sum.float() / engine.counts[k].item()
         if loss.requires_grad and grads:
             parameters = [engine.parameters[i] for i in self.reached[k]]
-            found = torch.autograd.grad(
-                loss * engine.scale, parameters, retain_graph=keep_graph, allow_unused=True
-            )
+            found = torch.autograd.grad(loss * engine.scale, parameters, retain_graph=keep_graph, allow_unused=True)
             for total, grad in zip(grads, found, strict=True):
                 if grad is not None:
                     total.add_(grad, alpha=1 / engine.scale)
