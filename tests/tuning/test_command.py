@@ -252,11 +252,11 @@ def test_real_runs_are_searched_pruned_and_gone_on_with(tmp_path):
             whole, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         if kill:
-            wait_for(lambda: list((tmp_path / place / "jobs").glob("*/metrics.jsonl")), 60)
+            wait_for(lambda: list((tmp_path / place / "jobs").glob("*/metrics.jsonl")), 200)
             process.kill()
             process.communicate()
             return search(place, kill=False)
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=240)
         assert process.returncode == 0, output
         return json.loads((tmp_path / place / "tune.json").read_text())
 
