@@ -118,7 +118,7 @@ def strike(kind: str, job: str) -> None:
         number = "USR2" if kind == "limit" else "TERM"
         subprocess.Popen(["scancel", f"--signal={number}", job])
     else:
-        node = lines("squeue", "-h", "-j", job, "-o", "%N")[0]
+        node = lines("sinfo", "-h", "-N", "-o", "%N")[0]  # there is one only
         for pid in node_processes():
             kill(pid)
         subprocess.run(["scontrol", "update", f"nodename={node}", "state=down", "reason=died"], check=True)
