@@ -195,20 +195,24 @@ def test_odd_image_sizes(config):
     assert {tuple(p.shape[2:]) for p in made.values()} == {(70, 51)}
 
 
+def gradients(model):
+    torch.manual_seed(3)
+    made = model(group("image", size=(32, 32)), list(DENSE))
+    sum(p.float().square().mean() for prediction in made.values() for p in everything(prediction)).backward()
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
 def test_mixed_precision_and_gradient_checkpointing(config):
-    """bf16 trains with finite gradients for every parameter, the same with and without checkpointing."""
-    grads = []
-    for on in (False, True):
-        model = make(narrow(config), "resnet", DENSE, gradient_checkpointing=on).train()
-        torch.manual_seed(3)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            made = model(group("image", size=(32, 32)), list(DENSE))
-        sum(p.float().square().mean() for prediction in made.values() for p in everything(prediction)).backward()
-        grads.append({name: p.grad for name, p in model.named_parameters()})
-        assert [name for name, grad in grads[-1].items() if grad is None or not grad.isfinite().all()] == []
-    for name, grad in grads[0].items():
-        scale = float(grad.abs().max()) + 1e-6
-        torch.testing.assert_close(grads[1][name], grad, atol=0.02 * scale, rtol=0.02, msg=name)
+    """bf16 gives every parameter a finite gradient; checkpointing of the backbone changes none."""
+    plain, saved, low = (
+        make(narrow(config), "resnet", DENSE, gradient_checkpointing=on).train() for on in (False, True, False)
+    )
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = gradients(low)
+    assert [name for name, grad in rough.items() if grad is None or not grad.isfinite().all()] == []
+    exact, again = gradients(plain), gradients(saved)
+    for name, grad in exact.items():
+        torch.testing.assert_close(again[name], grad, atol=1e-3 * float(grad.abs().max()) + 1e-7, rtol=1e-3, msg=name)
 
 
 def test_training_goes_on_from_a_state_dict(config):

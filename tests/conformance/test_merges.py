@@ -27,7 +27,7 @@ from tests.merging.models import LARGE, base_model, close, expert_of, experts_of
 def data_free(option: paths.Option) -> bool:
     """Strategies on tensors alone that keep the experts' shapes; tests/merging has the others (stacks, adapters)."""
     target = yaml.safe_load(option.path.read_text()).get("_target_")
-    return target is not None and constant(target, "needs") == "weights" and constant(target, "adapters") is None
+    return target is not None and constant(target, "needs") == "weights" and not constant(target, "structure")
 
 
 OPTIONS = [option for option in paths.options("merge") if data_free(option)]

@@ -91,20 +91,43 @@ def test_accumulation_changes_nothing(wrapper, weighting, pieces):
 
 @pytest.mark.parametrize("kind", ["equal", "imtl_l", "cagrad", "db_mtl"])
 def test_two_ranks_equal_one(wrapper, kind):
+    """Two steps: what the sum over ranks leaves in a buffer must not count again in the next."""
     group, weighting = make_group(TASKS), option("weighting", kind)
-    _, grads = one_step(wrapper, weighting, split(group, 2))
     batches = split(group, 4)
     counts = counts_of(TASKS, batches).sum(0)
+    alone = world(wrapper, weighting, micro_batches=2)
+    alone.wrapper.start()
+    grads = [alone.step(split(group, 2), counts, number)[1] for number in range(2)]
     ranks = Ranks(2)
 
     def work(rank, reduce):
         made = world(wrapper, weighting, micro_batches=2, rank=rank, world_size=2, reduce=reduce)
         made.wrapper.start()
-        return made.step([batches[rank], batches[2 + rank]], counts)[1]
+        return [made.step([batches[rank], batches[2 + rank]], counts, number)[1] for number in range(2)]
 
-    first, second = ranks.run(work)
-    assert_close(first, second, atol=0)
-    assert_close(first, grads)
+    for one, first, second in zip(grads, *ranks.run(work), strict=True):
+        assert_close(first, second, atol=0)
+        assert_close(first, one)
+
+
+@pytest.mark.parametrize("kind", ["cagrad", "db_mtl"])
+def test_a_rank_without_a_tasks_labels(kind):
+    """Two steps in which one of two ranks has no label of a task, as in a partially labelled batch."""
+    group, weighting = make_group(TASKS), option("weighting", kind)
+    halves = [part(group, torch.arange(6), ["a", "c"]), part(group, torch.arange(6, 12))]
+    counts = counts_of(TASKS, [halves])[0]
+    none = option("wrapper", "none")
+    alone = world(none, weighting, micro_batches=2)
+    grads = [alone.step([[half] for half in halves], counts, number)[1] for number in range(2)]
+    ranks = Ranks(2)
+
+    def work(rank, reduce):
+        made = world(none, weighting, rank=rank, world_size=2, reduce=reduce)
+        return [made.step([[halves[rank]]], counts, number)[1] for number in range(2)]
+
+    for one, first, second in zip(grads, *ranks.run(work), strict=True):
+        assert_close(first, second, atol=0)
+        assert_close(first, one)
 
 
 def test_loss_scaling_changes_nothing(wrapper, weighting):

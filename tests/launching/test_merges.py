@@ -148,35 +148,3 @@ def test_a_merge_exports_where_it_is_one_set_of_weights(merged, place, tmp_path)
     assert refused.returncode == 2 and "module of its own (OutputEnsemble)" in refused.stderr
     assert not (tmp_path / "other").exists()
 
-
-def test_rounds_share_the_budget_and_start_from_one_another(place, base):
-    done = runner(
-        "train", *MERGE, "backbone.norm=group", f"init={base}", "merge=task_arithmetic", "merging.scales=[0.5]",
-        "merge.rounds=2", f"output_dir={place}", f"run_dir={place / 'rounds'}",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    needs = json.loads((place / "rounds" / "run.json").read_text())["needs"]
-    assert [n["role"] for n in needs] == ["base", "expert", "expert"]
-    first = Path(needs[0]["path"])
-    assert result(first)["merge"]["scale"] == 0.5
-    for need in needs[1:]:
-        expert = Path(need["path"])
-        assert result(expert)["steps"] == 2
-        start = json.loads((expert / "run.json").read_text())["needs"]
-        assert [n["path"] for n in start if n["role"] == "base"] == [str(first)]
-    own, before = weights(place / "rounds", "best"), weights(first, "best")
-    experts = [weights(Path(run), "best") for run in result(place / "rounds")["merge"]["experts"].values()]
-    for name in (n for n in own if n.startswith("backbone.")):
-        expected = before[name] + 0.5 * sum(e[name] - before[name] for e in experts)
-        assert torch.allclose(own[name], expected, atol=1e-6), name
-
-
-def test_linearised_and_adapted_experts_merge(place, base):
-    for extra in (["finetune=linearized"], ["adapter=lora", "adapter.targets=[convolution]", "adapter.rank=2"]):
-        options = ["backbone.norm=group", f"init={base}", "merge=task_arithmetic", "merging.scales=[0.5]", *extra]
-        done = runner("train", *MERGE, *options, f"output_dir={place}")
-        assert done.returncode == 0, done.stderr
-        run = newest(place)
-        evaluated = runner("eval", str(run), f"output_dir={place}", "panels=0")
-        assert evaluated.returncode == 0, evaluated.stderr
-        assert json.loads((newest_run(place) / "result.json").read_text())["tasks"] == result(run)["tasks"]

@@ -248,7 +248,7 @@ def test_slerp_on_the_circle():
 def test_nuslerp_of_rows_and_of_task_vectors():
     first, second = [[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [0.0, 1.0]]
     half = math.sqrt(0.5)
-    same(weights(Nuslerp(rows=True), first, second), [[half, half], [0.0, 1.0]])
+    same(weights(Nuslerp(by="rows"), first, second), [[half, half], [0.0, 1.0]])
     base = [10.0, 10.0]
     same(weights(Nuslerp(weights=[1.0, 3.0]), [11.0, 10.0], [10.0, 11.0], base=base),
          [10 + math.cos(3 * math.pi / 8), 10 + math.sin(3 * math.pi / 8)])  # fmt: skip

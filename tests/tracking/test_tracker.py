@@ -77,7 +77,8 @@ def test_an_offline_run_from_end_to_end(tmp_path, capfd):
     track.panels(2, "validation", [Panel("x", picture, [("depth", picture, picture)])])
     track.panels(2, "validation", [Panel("y", "some words", [("intent", "a", "b")])])
     track.scalars(1, "test", {"depth": {"rmse": 0.71}})  # the report on an earlier, best checkpoint
-    track.table(RESULT, TASKS)
+    track.table(RESULT | {"reference": {"depth": {"rmse": 0.5}}}, TASKS)
+    track.plots()
     track.close(EXIT_DONE)
     track.close(EXIT_DONE)
 
@@ -98,6 +99,7 @@ def test_an_offline_run_from_end_to_end(tmp_path, capfd):
     assert segment.summary["result/status"] == "COMPLETED"
     assert any(name.startswith("media/images/validation/panels") for name in segment.files)
     assert any(name.startswith("media/table/validation/examples") for name in segment.files)
+    assert any(name.startswith("media/images/plots/losses") for name in segment.files)
     assert segment.exit_code == 0
 
     assert sorted(p.name for p in (run_dir / "panels").iterdir()) == [
@@ -106,12 +108,14 @@ def test_an_offline_run_from_end_to_end(tmp_path, capfd):
     ]
     printed, errors = capfd.readouterr()
     assert "rmse 0.71 ↓" in printed
-    last = [line.split() for line in printed.splitlines()[-4:]]
+    assert "published   depth rmse 0.5" in printed
+    last = [line.split() for line in printed.splitlines()[-5:]]
     assert last[0] == ["result", "run/result.json"]
     assert last[1] == ["panels", "run/panels"]
-    assert last[2][:3] == ["W&B", "wandb", "sync"]
-    assert Path(last[2][3]).is_dir()
-    assert last[3] == ["next", "runner", "eval", "run=run"]
+    assert last[2] == ["plots", "run/plots"]
+    assert last[3][:3] == ["W&B", "wandb", "sync"]
+    assert Path(last[3][3]).is_dir()
+    assert last[4] == ["next", "runner", "eval", "run=run"]
     assert "wandb:" not in printed + errors, "W&B is silent"
 
 

@@ -25,6 +25,8 @@ class Tangent(Backbone):
         super().__init__()
         self.point = inner
         self.origin = _Buffers()
+        # Remembered: weights that `functional_call` puts in their place are no leaves that want a gradient.
+        self.names = tuple(n for n, p in inner.named_parameters() if p.requires_grad)
         self.spec, self.wanted = inner.spec, inner.wanted
         self.rebase()
 
@@ -34,7 +36,10 @@ class Tangent(Backbone):
             self.origin.put(name, parameter.detach().clone())
 
     def forward(self, inputs: dict[str, Tensor]) -> Features:
-        moved = {n: p for n, p in self.point.named_parameters() if p.requires_grad}
+        present = dict(self.point.named_parameters())
+        moved = {name: present[name] for name in self.names if name in present}
+        if not moved:  # all of it is frozen
+            return self.point(inputs)
         origin = {n: self.origin.get(n) for n in moved}
         rest: dict[str, Any] = {}
 

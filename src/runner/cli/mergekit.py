@@ -36,7 +36,7 @@ METHODS = {
 }
 """merge_method → our strategy."""
 
-NORMALIZED = {"linear", "ties", "dare_ties", "breadcrumbs_ties", "della"}
+NORMALIZED = {"linear", "ties", "della"}
 """Methods whose `normalize` is true by default there."""
 
 KNOWN = {
@@ -160,7 +160,9 @@ class _Reader:
         elif method == "slerp":
             self._slerp()
         elif method == "nuslerp":
-            keys["merge.rows"] = bool(self._global("nuslerp_row_wise", False))
+            flat = self._global("nuslerp_flatten", True)
+            wise = "columns" if self._global("nuslerp_row_wise", False) else "rows"  # its rows run along dimension 0
+            keys["merge.by"] = "tensor" if flat else wise
         elif method == "sce":
             keys["merge.density"] = self._global("select_topk", 1.0)
         elif method == "nearswap":

@@ -48,9 +48,11 @@ def _plain_name(name: str) -> bool:
 
 def _strategy(config: Config, report: Report) -> None:
     section = config.get("merge")
-    target = section.get("_target_") if isinstance(section, Mapping) else None
+    if not isinstance(section, Mapping):
+        return  # said already
+    target = section.get("_target_")
     if not isinstance(target, str) or not is_allowed(target):
-        if isinstance(section, Mapping) and "_target_" in section and target is None:
+        if "_target_" in section and target is None:
             report.done.discard("merge")
             report.found = [(path, p) for path, p in report.found if path != "merge"]
             report.add("merge", "no strategy is chosen", "choose one: merge=ties", see="runner ls merge")
@@ -67,7 +69,7 @@ def _strategy(config: Config, report: Report) -> None:
 
 def _models(config: dict[str, Any], report: Report) -> None:
     models = config.get("models")
-    if not isinstance(models, list) or models == MISSING:
+    if not isinstance(models, list):
         return
     if not models:
         report.add("models", "'models' is empty", "give the experts: 'models=[DIR,DIR]'")

@@ -52,9 +52,9 @@ def export(run: RunDirectory, to: Path, checkpoint: str, licence: str | None, da
     merged = bool((config.get("merge") or {}).get("_target_"))
     averaged = bool(TrainerConfig(**config["trainer"]).ema) and not merged
     if merged and read_json(found / "state.json").get("merged") is not None:
+        kind = config["merge"]["_target_"].rpartition(".")[2]
         raise UserError(
-            f"the result of this merge is a module of its own ({config['merge']['_target_'].rpartition('.')[2]}), and a "
-            "Hugging Face folder holds one set of weights",
+            f"the result of this merge is a module of its own ({kind}), and a Hugging Face folder holds one set of weights",
             "export a merge that gives one set of weights, such as merge=task_arithmetic",
             "runner ls merge",
         )

@@ -171,6 +171,7 @@ class Merge(ABC):
         unit: the pieces `merge` must see; "model" cannot stream.
         reads: how often every input is read from beginning to end.
         copies: float32 copies of a piece that `merge` holds at most, in addition to its inputs: for memory estimates.
+        structure: whether it takes models of a certain structure only: adapters, numbered layers, plain chains.
         propagates: whether a NaN of any input always shows in the output, so that looking at the output is enough.
         neutral: keys with which the strategy drops and scales nothing: merging one model then gives it back.
         identities: what holds for it: "one" (merging one model gives that model, with `neutral` keys), "identical"
@@ -195,6 +196,7 @@ class Merge(ABC):
     unit: ClassVar[Unit] = "element"
     reads: ClassVar[int] = 1
     copies: ClassVar[int] = 3
+    structure: ClassVar[bool] = False
     propagates: ClassVar[bool] = False
     neutral: ClassVar[dict[str, Any]] = {}
     identities: ClassVar[frozenset[str]] = frozenset({"one", "identical", "permuted", "shift", "base"})
@@ -331,6 +333,7 @@ class Arrangement(Merge):
     """
 
     base_use: ClassVar[Literal["required", "optional", "unused"]] = "unused"
+    structure: ClassVar[bool] = True
     propagates: ClassVar[bool] = True
     identities: ClassVar[frozenset[str]] = frozenset()
     adapters: ClassVar[bool] = False

@@ -22,9 +22,8 @@ class Progress:
         self._last = now
         spent = now - self._began
         left = spent * (total - done) / max(done, 1)
-        line = (
-            f"merging {100 * done / total:3.0f} %   {done / 1e6:.0f} of {total / 1e6:.0f} M weights   {left:.0f} s left"
-        )
+        remaining = f"{left:.0f} s left" if done > 0.02 * total else "…"
+        line = f"merging {100 * done / total:3.0f} %   {done / 1e6:.0f} of {total / 1e6:.0f} M weights   {remaining}"
         if self._terminal:
             print(f"\r{line}\033[K", end="", file=sys.stderr, flush=True)
             self._shown = True

@@ -210,7 +210,8 @@ def stream(
     check_disk(target.folder, sum(bytes_of(merge, s, plan.models.names) for s in waiting))
     engine = Engine(merge, plan.models, plan.merged, threads=threads, budget=budget)
     if isinstance(merge, WholeModel):
-        whole = StateDict(merge.merge_all(plan.models, plan.merged)) if waiting else None
+        found = merge.merge_all(plan.models, plan.merged) if waiting else {}
+        whole = StateDict(found, "result") if waiting else None
     else:
         whole = None
         target.remember(engine.prepare(target.states))

@@ -31,7 +31,6 @@ class TaskGradients:
             [part.view(p.shape) for part, p in zip(row.split(sizes), parameters, strict=True)] for row in self.matrix_KP
         ]
         self.written = [False] * tasks
-        self.clean = [True] * tasks
 
     def begin(self) -> None:
         """Start a step."""
@@ -45,14 +44,16 @@ class TaskGradients:
             (torch._foreach_add_ if self.written[task] else torch._foreach_copy_)(views, values)
         if not self.written[task] and len(reached) < len(self.views[task]):
             torch._foreach_zero_([v for v, g in zip(self.views[task], grads, strict=True) if g is None])
-        self.written[task], self.clean[task] = True, False
+        self.written[task] = True
 
     def finish(self) -> Tensor:
-        """The matrix of this step."""
+        """The matrix of this step.
+
+        A row that this process has not written may hold what the sum over processes left there in the step before.
+        """
         for task, written in enumerate(self.written):
-            if not written and not self.clean[task]:
+            if not written:
                 self.matrix_KP[task].zero_()
-                self.clean[task] = True
         return self.matrix_KP
 
     def split(self, vector_P: Tensor) -> list[Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -47,15 +47,26 @@ class Slerp(Merge):
         return slerp(block.model(0), block.model(1), t)
 
 
-def slerp(first: Tensor, second: Tensor, t: float, dim: int | None = None) -> Tensor:
-    """Between two tensors as vectors (`dim` None), or between their slices along a dimension."""
+SAME = 1.0 - 1e-13
+"""Cosine of directions that coincide, in float64."""
+
+
+def slerp(first: Tensor, second: Tensor, t: float, dim: int | None = None, parallel: float = PARALLEL) -> Tensor:
+    """Between two tensors as vectors (`dim` None), or between their slices along a dimension.
+
+    Args:
+        first, second: of one shape.
+        t: 0 gives the first, 1 the second.
+        dim: along which a vector lies.
+        parallel: |cosine| beyond which interpolation is linear.
+    """
     if dim is None:
-        return slerp(first.reshape(-1), second.reshape(-1), t, 0).view(first.shape)
+        return slerp(first.reshape(-1), second.reshape(-1), t, 0, parallel).view(first.shape)
     axis = dim if dim < 0 else dim + 1
     norms = torch.linalg.vector_norm(torch.stack([first, second]).double(), dim=axis, keepdim=True).clamp_min(1e-30)
     cosine = ((first.double() / norms[0]) * (second.double() / norms[1])).sum(dim, keepdim=True).clamp(-1.0, 1.0)
     angle = torch.arccos(cosine)
-    flat = (cosine.abs() > PARALLEL).float()
+    flat = (cosine.abs() > parallel).float()
     sine = torch.sin(angle).clamp_min(1e-12)
     one = (torch.sin((1 - t) * angle) / sine).float() * (1 - flat) + (1 - t) * flat
     two = (torch.sin(t * angle) / sine).float() * (1 - flat) + t * flat
@@ -71,7 +82,7 @@ class Nuslerp(Merge):
     t is the second weight's share; nothing is interpolated linearly unless directions coincide.
 
     Attributes:
-        rows: interpolate every row of a matrix by itself instead of whole tensors.
+        by: what is interpolated as a vector: a whole tensor, or every row or column of a matrix by itself.
     """
 
     unit: ClassVar[Unit] = "tensor"
@@ -79,15 +90,15 @@ class Nuslerp(Merge):
     experts_max: ClassVar[int | None] = 2
     identities: ClassVar[frozenset[str]] = frozenset({"identical", "permuted", "base"})
 
-    rows: bool = False
+    by: Literal["tensor", "rows", "columns"] = "tensor"
 
     def merge(self, block: Block, state: Any) -> Tensor:
         total = sum(block.weights)
         t = block.weights[1] / total if abs(total) > 1e-12 else 0.5
-        dim = -1 if self.rows and len(block.shape) > 1 else None
+        dim = {"tensor": None, "rows": -1, "columns": 0}[self.by] if len(block.shape) > 1 else None
         if block.base is None:
-            return slerp(block.model(0), block.model(1), t, dim)
-        return block.base + slerp(block.delta(0), block.delta(1), t, dim)
+            return slerp(block.model(0), block.model(1), t, dim, parallel=SAME)
+        return block.base + slerp(block.delta(0), block.delta(1), t, dim, parallel=SAME)
 
 
 @dataclass(kw_only=True)
@@ -114,17 +125,18 @@ class Karcher(Merge):
 
 @dataclass(kw_only=True)
 class Multislerp(Merge):
-    """Barycentric interpolation of several models on the sphere: one step of the Karcher mean (after mergekit).
+    """Barycentric interpolation of several models on the sphere (after mergekit).
 
-    Directions are averaged, everything is mapped to the tangent space there, averaged again and mapped back; the
-    norm is the weighted mean of the norms. With a base, task vectors are merged so.
+    Directions are averaged with their weights and the mean is scaled to the weighted mean of the norms. (Projecting
+    everything onto the tangent space at that mean and averaging there, as mergekit describes it, adds nothing: the
+    projections sum to zero.) `karcher` goes on from here to the true mean. With a base, task vectors are merged so.
     """
 
     unit: ClassVar[Unit] = "tensor"
     identities: ClassVar[frozenset[str]] = frozenset({"one", "identical", "permuted", "base"})
 
     def merge(self, block: Block, state: Any) -> Tensor:
-        return on_sphere(block, 1, 0.0)
+        return on_sphere(block, 0, 0.0)
 
 
 def on_sphere(block: Block, steps: int, tolerance: float) -> Tensor:
