@@ -20,6 +20,7 @@ import torch
 import yaml
 
 from runner.architectures.heads.toy_objective import objectives, pareto_set
+from runner.backbones.toy_point import STARTS
 from runner.files import read_json
 from runner.tracking.jsonl import read_metrics
 
@@ -73,18 +74,22 @@ def find(folder: Path) -> list[tuple[Path2D, np.ndarray]]:
 
 
 def read_run(run: Path, config: dict[str, Any]) -> Path2D:
-    """The points at which the run was evaluated."""
+    """The start, and the points at which the run was evaluated."""
     rows = [r for r in read_metrics(run / "metrics.jsonl") if r["split"] == "validation"]
     names = list(config["mixture"]["tasks"])
     steps = sorted({r["step"] for r in rows})
     table = {(r["step"], r["task"], r["metric"]): r["value"] for r in rows}
     points = np.array([[table[step, names[0], x] for x in ("x1", "x2")] for step in steps])
     values = np.array([[table[step, name, "value"] for name in names] for step in steps])
+    start = config["backbone"]["start"]
+    first = torch.tensor([STARTS[start] if isinstance(start, int) else start], dtype=torch.float64)
+    scales = np.array([task["head"]["scale"] for task in config["mixture"]["tasks"].values()])
+    points, values = np.vstack([first.numpy(), points]), np.vstack([objectives(first).numpy() * scales, values])
     wrapper = (config.get("wrapper") or {}).get("_target_")
     method = config["weighting"]["_target_"].rpartition(".")[2] + (
         f" + {wrapper.rpartition('.')[2]}" if wrapper else ""
     )
-    return Path2D(method, str(config["backbone"]["start"]), np.array(steps), points, values)
+    return Path2D(method, str(start), np.array([0, *steps]), points, values)
 
 
 def front(scales: np.ndarray) -> np.ndarray:
@@ -128,7 +133,7 @@ def draw(by_method: dict[str, list[Path2D]], front_N2: np.ndarray, scales: np.nd
             axes.tick_params(labelsize=8)
             axes.spines[["top", "right"]].set_visible(False)
         if column == 1:
-            above.legend(frameon=False, fontsize=8, loc="upper right")
+            above.legend(frameon=False, fontsize=8, loc="center right")
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=110)
 

@@ -21,6 +21,7 @@ import os
 import re
 import resource
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -229,6 +230,7 @@ def main() -> None:
     parser.add_argument("--where", default=None, help="folder for the models; default: where temporary files go")
     parser.add_argument("--memory", nargs="*", type=float, metavar="GB", help="measure memory at these sizes instead")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the models are deleted then too
     if options.memory is not None:
         memory(options)
     else:

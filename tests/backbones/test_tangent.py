@@ -82,3 +82,15 @@ def test_convolutions_with_group_norm_and_pyramids_have_a_tangent_space():
     assert len(features.pyramid) == 4 and features.pooled.shape == (2, 128) and features.size == (32, 32)
     features.pooled.sum().backward()
     assert all(p.grad is not None for p in tangent.point.parameters())
+
+
+def test_weights_put_in_by_functional_call_move_it_as_its_own_do():
+    tangent = Tangent(MLP(TABLE, size="tiny")).eval()
+    x = table()
+    start = tangent(x).pooled.detach()
+    inside = {f"point.{n}": p.detach() + 0.5 for n, p in tangent.point.named_parameters()}
+    found = torch.func.functional_call(tangent, inside, (x,)).pooled
+    with torch.no_grad():
+        for p in tangent.point.parameters():
+            p.add_(0.5)
+    assert torch.allclose(found, tangent(x).pooled, atol=1e-5) and not torch.allclose(found, start)

@@ -36,6 +36,7 @@ def surface() -> str:
         ("tracking.wandb", schema.WandbConfig),
         ("launch", schema.LaunchConfig),
         ("launch.slurm", schema.SlurmConfig),
+        ("tune", schema.TuneConfig),
     ):
         lines += [f"key {prefix}.{f.name}: {f.type}" for f in fields(cls)]
     return "\n".join(lines) + "\n"

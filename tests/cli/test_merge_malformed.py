@@ -116,6 +116,22 @@ CASES: dict[str, tuple[Callable[[], object], list[str], tuple[str, ...]]] = {
     "same model twice": (lambda: 0, [*AVERAGE, "models=[a,b,./a]", "out=out"], ("stands there twice", "merge.weights")),
     "base among the models": (lambda: 0, [*TA, "models=[a,base]", "out=out"], ("task vector is zero",)),
     "no base": (lambda: 0, ["merge=ties", "models=[a,b]", "out=out"], ("needs the base", "base=DIR")),
+    "base that nobody reads": (
+        lambda: 0,
+        ["merge=rebasin", "base=base", "models=[a,b]", "out=out"],
+        ("'ReBasin' reads no base",),
+    ),
+    "strategy that needs data": (lambda: 0, ["merge=fisher", "models=[a,b]", "out=out"], ("'Fisher' needs data",)),
+    "rounds without tuning": (
+        lambda: 0,
+        [*AVERAGE, "models=[a,b]", "merge.rounds=2", "out=out"],
+        ("alternates tuning and merging",),
+    ),
+    "key that means nothing": (
+        lambda: 0,
+        ["merge=slerp", "models=[a,b]", "merge.weights=[1,2]", "out=out"],
+        ("means nothing to Slerp",),
+    ),
     "out exists": (lambda: put("out", model()), [*AVERAGE, "models=[a,b]", "out=out"], ("exists already",)),
     "out is a file": (lambda: Path("out").write_text("x"), [*AVERAGE, "models=[a,b]", "out=out"], ("is a file",)),
     "out in an input": (lambda: 0, [*AVERAGE, "models=[a,b]", "out=a/merged"], ("lies in an input",)),

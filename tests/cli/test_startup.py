@@ -72,6 +72,10 @@ def modules_after(*arguments: str) -> set[str]:
         (["validate", "mixture=intents", "backbone=bert"], True),
         (["train", "+experiment=demo", "optimizer.lrr=1"], True),
         (["train", "+experiment=demo", "--cfg", "job"], True),
+        (["tune", "--help"], False),
+        (["tune", "+experiment=demo", "optimizer.lr=interval(1,2)", "--dry-run"], True),
+        (["export", "nowhere", "--to", "ex"], False),
+        (["rerun", "nowhere"], False),
     ],
 )
 def test_no_torch_and_no_hydra_before_it_is_needed(arguments, hydra):

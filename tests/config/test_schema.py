@@ -38,3 +38,8 @@ def test_top_level_keys_of_eval():
     written = yaml.safe_load((paths.config_root() / "eval.yaml").read_text())
     plain = {k: v for k, v in written.items() if k not in ("defaults", "hydra")}
     assert plain == asdict(schema.EvalKeys(run="???"))
+
+
+def test_the_yaml_of_tune_holds_the_defaults():
+    written = yaml.safe_load((paths.config_root() / "tune.yaml").read_text())["tune"]
+    assert written == asdict(schema.TuneConfig())

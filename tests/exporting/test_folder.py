@@ -6,11 +6,12 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from torch.optim.swa_utils import AveragedModel
-from transformers import AutoTokenizer
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from runner import exporting
 from runner.cli.main import main
@@ -97,6 +98,11 @@ def test_the_folder_says_what_it_is(dense, tmp_path):
     assert "output_dir" not in kept and kept["backbone"] == dense.config()["backbone"]
     image = json.loads((tmp_path / "ex" / "preprocessor_config.json").read_text())
     assert image["size"] == {"height": 32, "width": 32} and image["image_mean"] == [0.5, 0.5, 0.5]
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    made = AutoImageProcessor.from_pretrained(tmp_path / "ex")(images=pixels, return_tensors="pt")["pixel_values"]
+    backbone = reference(dense, averaged=True).backbone
+    ours = (torch.tensor(pixels).permute(2, 0, 1) / 255 - backbone.mean) / backbone.std  # as its forward does
+    torch.testing.assert_close(made, ours, rtol=0, atol=1e-6)
     assert all(path.stat().st_mode & 0o444 for path in (tmp_path / "ex").rglob("*.safetensors"))
 
 
@@ -134,6 +140,35 @@ def test_every_task_of_a_single_task_run_gets_its_backbone(tmp_path):
     with torch.inference_mode():
         expected = reference(run, averaged=False)(Group("g", {"pixels": pixels}), ["depth", "edge"])
     torch.testing.assert_close(exporting.load(tmp_path / "ex").predict({"pixels": pixels}), expected, rtol=0, atol=0)
+
+
+def test_adapters_are_folded_into_the_backbone(tmp_path):
+    overrides = [*TINY, "backbone=vit", "backbone.size=tiny", "adapter=lora", "trainer.max_steps=3", "tasks=[depth]"]
+    run = trained(tmp_path, *overrides, "mixture.train=8", "optimizer.lr=0.1")
+    (trunk,) = export(run, tmp_path / "ex", "best", None, None)
+    assert trunk.problem == "" and "with its adapters folded in" in (tmp_path / "ex" / "README.md").read_text()
+    pixels = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = reference(run, averaged=False)(Group("g", {"pixels": pixels}), ["depth"])
+    answer = exporting.load(tmp_path / "ex").predict({"pixels": pixels})
+    torch.testing.assert_close(answer, expected, rtol=1e-4, atol=1e-5)
+    plain = AutoModel.from_pretrained(tmp_path / "ex", add_pooling_layer=False)
+    assert not any("lora" in name for name in plain.state_dict())
+
+
+@pytest.mark.slow
+def test_a_linearised_backbone_is_no_transformers_model(dense, tmp_path):
+    export(dense, tmp_path / "start", "best", None, None)
+    overrides = [*TINY, "backbone=vit", "backbone.size=tiny", f"backbone.pretrained={tmp_path}/start"]
+    overrides += ["finetune=linearized", "tasks=[depth]", "backbone.attention=eager"]
+    run = trained(tmp_path, *overrides, "trainer.max_steps=2", "mixture.train=8", "optimizer.lr=0.01")
+    (trunk,) = export(run, tmp_path / "ex", "best", None, None)
+    assert trunk.name == "backbone" and trunk.folder is None and "Tangent" in trunk.problem
+    pixels = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = reference(run, averaged=False)(Group("g", {"pixels": pixels}), ["depth"])
+    answer = exporting.load(tmp_path / "ex").predict({"pixels": pixels})
+    torch.testing.assert_close(answer, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_network_of_runners_own_is_exported_whole(tmp_path):
@@ -179,6 +214,7 @@ def test_texts_bring_their_tokenizer(tmp_path):
     assert fresh.model.backbone.trunk.state_dict().keys() == held
 
 
+@pytest.mark.slow
 def test_the_command(dense, tmp_path, capfd):
     to = tmp_path / "folder" / "ex"
     assert main(["export", str(dense.path), "--to", str(to)]) == 0

@@ -13,7 +13,8 @@ from transformers import AutoConfig
 from runner.exporting.trunks import write_trunks
 from tests.backbones.samples import SPECS, backbone, example, kind_of, option, options, tensors
 
-NAMES = [name for name in options("backbone") if not option("backbone", name)["_target_"].endswith(".MLP")]
+FAMILIES = {option("backbone", name)["_target_"]: name for name in reversed(options("backbone"))}
+NAMES = sorted(name for target, name in FAMILIES.items() if not target.endswith(".MLP"))
 SMALL = {"pretrained": None, "size": "tiny"}
 
 

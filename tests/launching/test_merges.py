@@ -137,14 +137,3 @@ def test_mistakes_are_told_before_anything_is_trained(place):
     )
     assert done.returncode == 2
     assert "two tasks or more" in done.stderr and "starts from scratch" in done.stderr
-
-
-def test_a_merge_exports_where_it_is_one_set_of_weights(merged, place, tmp_path):
-    done = runner("export", str(merged), "--to", str(tmp_path / "out"))
-    assert done.returncode == 0, done.stderr
-    runs = (place / "train" / "merge").glob("*-*")
-    ensembles = [p for p in runs if "OutputEnsemble" in (p / "config.yaml").read_text()]
-    refused = runner("export", str(ensembles[0]), "--to", str(tmp_path / "other"))
-    assert refused.returncode == 2 and "module of its own (OutputEnsemble)" in refused.stderr
-    assert not (tmp_path / "other").exists()
-

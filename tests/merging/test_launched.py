@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from runner.config.compose import compose
 from runner.config.freeze import finalize
 from runner.config.signature import signature
 from runner.errors import UserError
+from runner.exporting.folder import export
 from runner.launching import needs
 from runner.launching.rundir import RunDirectory
 from runner.launching.signals import StopFlag
@@ -65,7 +67,7 @@ def test_rounds_are_a_chain_of_merges_with_the_budget_shared(base, tmp_path):
     assert all(need.config["init"] == config["init"] for need in found[1:])
     once = frozen(tmp_path, f"init={base}", "merge=task_arithmetic", "trainer.max_steps=9")
     assert signature(once) != signature(config)
-    with pytest.raises(UserError, match="merge.rounds=4 shares trainer.max_steps=3"):
+    with pytest.raises(UserError, match=r"merge\.rounds=4 shares trainer\.max_steps=3"):
         frozen(tmp_path, f"init={base}", "merge=task_arithmetic", "merge.rounds=4", "trainer.max_steps=3")
 
 
@@ -106,9 +108,24 @@ def test_linearised_and_adapted_experts_merge(base, tmp_path, extra):
     assert found["diagnostics"]["vectors"]["norms"]["depth"] > 0
     state = weights(run, "best")
     assert not any(".lora_" in name for name in state)
+    if "finetune=linearized" not in extra:  # with and without its adapter: a merge, and one of its experts
+        for source in (run, Path(found["merge"]["experts"]["depth"])):
+            export(RunDirectory.open(source), tmp_path / source.name, "best", None, None)
+            assert (tmp_path / source.name / "config.json").is_file() or any(
+                (tmp_path / source.name).rglob("*.safetensors")
+            )
     inner = "backbone.point." if "finetune=linearized" in extra else "backbone."
     start = weights(base, "best")
     assert {inner + n.removeprefix("backbone.") for n in start if n.startswith("backbone.")} <= set(state)
+
+
+@pytest.mark.slow
+def test_a_module_evaluates_but_is_no_folder_of_weights(base, tmp_path):
+    run = execute(frozen(tmp_path, f"init={base}", "merge=output_ensemble"))
+    assert result(run)["merge"]["bytes"] > 1.9 * result(run)["merge"]["expert_bytes"]
+    with pytest.raises(UserError, match=r"module of its own \(OutputEnsemble\)"):
+        export(RunDirectory.open(run), tmp_path / "out", "best", None, None)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
@@ -118,7 +135,7 @@ def test_a_stop_between_pieces_of_work_is_resumable(base, tmp_path):
     run = RunDirectory.claim(config, "train", [])
     run.update(needs=json.loads((finished / "run.json").read_text())["needs"])
     flag = StopFlag()
-    flag.requested = True
+    flag.signal = signal.SIGTERM
     assert merge_run(run, flag) == 75
     assert run.info()["status"] == "STOPPED" and not (run.path / "result.json").exists()
     assert merge_run(run, StopFlag()) == 0

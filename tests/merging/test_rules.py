@@ -424,6 +424,7 @@ def test_wudi_takes_the_gradient_of_its_objective():
         (TaskArithmetic(layers={"w": "much"}), 2, True, "must be a number"),
         (TaskArithmetic(post=[Trim()]), 2, True, "merge.post"),
         (Tvq(bits=20), 2, True, "more than 16 bits"),
+        (Slerp(weights=[0.7, 0.3]), 2, False, "merge.weights means nothing to Slerp"),
     ],
 )
 def test_refusals(merge, count, based, words):

@@ -122,7 +122,10 @@ class PlayedPool:
 class Bench:
     """A search in a folder, to be run again and again."""
 
-    def __init__(self, folder: Path, lines: list[str], targets=(("depth", "rmse"),), **settings) -> None:
+    def __init__(
+        self, folder: Path, lines: list[str], targets=(("depth", "rmse"),), jobs=1, keep_going=True, **settings
+    ) -> None:
+        self.more = {"jobs": jobs, "keep_going": keep_going}
         self.folder, self.lines, self.targets = folder, lines, list(targets)
         self.settings = TuneConfig(**{"startup": 3, **settings})
         self.told: list[str] = []
@@ -151,8 +154,11 @@ class Bench:
 
         self.search = Search(
             self.folder, study, space, objective, self.settings, compose=self.compose,
-            argv=lambda overrides: ["train", *overrides], pool=pool, tell=self.told.append, keep=keep,
+            argv=lambda overrides: ["train", *overrides], pool=pool, tell=self.told.append, keep=keep, **self.more,
         )  # fmt: skip
+        self.search.runs.submit = lambda config, path, argv, number: pool.submit(
+            config, path, argv, sweep=self.folder.name, trial=number
+        )
         return self.search.run(stops if stops is not None else [])
 
     def states(self) -> list[str]:
@@ -278,6 +284,12 @@ def test_when_all_fail_the_search_ends(tmp_path):
     bench = Bench(tmp_path, ["method=a,b,c,d,e"], sampler="grid")
     assert bench.run(PlayedPool({f"method={m}": "fail" for m in "abcde"})) == 1
     assert bench.states() == ["FAIL"] * 3 and "the first 3 trials all failed" in bench.search.trouble
+
+
+def test_without_keep_going_the_first_failure_ends_the_search(tmp_path):
+    bench = Bench(tmp_path, ["method=a,b,c"], sampler="grid", keep_going=False)
+    assert bench.run(PlayedPool({"method=b": "fail"})) == 1
+    assert bench.states() == ["COMPLETE", "FAIL"] and "keep_going=false" in bench.search.trouble
 
 
 def test_a_lagging_trial_is_pruned_and_its_run_says_so(tmp_path):

@@ -57,6 +57,7 @@ class SegNet(ImageBackbone):
         self.decoder: nn.ModuleList | None = nn.ModuleList(
             _stage(width, end, count, norm) for width, end, count in zip(widths, ends, CONVOLUTIONS, strict=True)
         )
+        self.finest = 0  # level that the last decoder stage makes
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.xavier_normal_(module.weight)
@@ -67,6 +68,13 @@ class SegNet(ImageBackbone):
         if "dense" not in self.wanted:
             self.decoder = None
 
+    def keep_levels(self, indices: Sequence[int]) -> None:
+        """Decoder stages finer than the finest level that is read are dropped."""
+        super().keep_levels(indices)
+        if self.decoder is not None:
+            self.finest = min(indices)
+            self.decoder = self.decoder[self.finest :]
+
     def trunk_groups(self) -> list[list[nn.Module]]:
         return [[stage] for stage in [*self.encoder, *reversed(self.decoder or [])]]
 
@@ -76,17 +84,18 @@ class SegNet(ImageBackbone):
     @property
     def stage_channels(self) -> tuple[int, ...]:
         """Five encoder stages, then the decoder's from coarse to fine."""
-        return (*self.widths, *(reversed(self.stage_spec.channels) if self.decoder is not None else ()))
+        return (*self.widths, *(reversed(self.stage_spec.channels[self.finest :]) if self.decoder is not None else ()))
 
     @property
     def inner_channels(self) -> tuple[int, ...]:
         """Of decoder stages those of their unpooled input."""
-        return (*self.widths, *(reversed(self.widths) if self.decoder is not None else ()))
+        return (*self.widths, *(reversed(self.widths[self.finest :]) if self.decoder is not None else ()))
 
     @property
     def stage_strides(self) -> tuple[int, ...]:
         """States are taken before pooling: 1, 2, 4, 8, 16, then back."""
-        return (*self.stage_spec.strides, *(reversed(self.stage_spec.strides) if self.decoder is not None else ()))
+        strides = self.stage_spec.strides
+        return (*strides, *(reversed(strides[self.finest :]) if self.decoder is not None else ()))
 
     @property
     def decoder_stages(self) -> int:
@@ -120,7 +129,7 @@ class SegNet(ImageBackbone):
 
     def stage_blocks(self, index: int) -> list[nn.Module]:
         count = len(self.encoder)
-        return list(self.encoder[index] if index < count else (self.decoder or [])[2 * count - 1 - index])
+        return list(self.encoder[index] if index < count else (self.decoder or [])[2 * count - 1 - index - self.finest])
 
     def stages(self, x_BCHW: Tensor) -> list[Tensor]:
         run, states = StageRun(), []
@@ -130,7 +139,8 @@ class SegNet(ImageBackbone):
         return states
 
     def pyramid(self, levels: list[Tensor]) -> list[Tensor]:
-        return levels[: len(self.encoder) - 1 : -1]
+        made = levels[: len(self.encoder) - 1 : -1]
+        return [made[0]] * self.finest + made  # nobody reads the ones in front: `kept` has no such index
 
     def pool(self, levels: list[Tensor]) -> Tensor:
         return levels[len(self.encoder) - 1].mean((-2, -1))

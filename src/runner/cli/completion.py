@@ -83,6 +83,9 @@ HYDRA_FLAGS = ("--cfg", "--config-dir", "--config-name", "--help", "--hydra-help
 FLAGS = {
     "train": ("--dry-run", *HYDRA_FLAGS),
     "eval": HYDRA_FLAGS,
+    "tune": ("--dry-run", *(flag for flag in HYDRA_FLAGS if flag != "--multirun")),
+    "export": ("--checkpoint", "--data-root", "--help", "--license", "--to"),
+    "rerun": ("--against", "--help", "--json", "--tolerance"),
     "merge": ("--dry-run", "--from", *HYDRA_FLAGS),
     "validate": ("--all", "--config-dir", "--help"),
     "ls": ("--config-dir", "--help", "--json"),
@@ -128,13 +131,15 @@ def candidates(words: list[str]) -> list[str]:
     if not before:
         return _starting(current, VERBS)
     verb, previous = before[0], before[-1]
-    if previous in ("--config-dir", "-cd"):
+    if previous in ("--config-dir", "-cd", "--to", "--data-root", "--against"):
         return [DIRECTORIES]
     if previous in ("--cfg", "-c"):
         return _starting(current, ("job", "hydra", "all"))
     if current.startswith("-"):
         return _starting(current, FLAGS.get(verb, ("--help",)))
-    if verb in ("train", "validate"):
+    if verb == "tune" and current.startswith("tune."):
+        return _starting(current, _keys_of({"tune": _read("tune.yaml")["tune"]}))
+    if verb in ("train", "validate", "tune"):
         return _overrides(current, before[1:])
     position = len([w for w in before[1:] if not w.startswith("-")])
     if verb == "eval":
@@ -147,6 +152,8 @@ def candidates(words: list[str]) -> list[str]:
         return _keys(current)
     if verb == "diff":
         return [*_keys(current), DIRECTORIES]
+    if verb in ("export", "rerun"):
+        return [DIRECTORIES] if position == 0 else []
     if verb in ("resume", "status", "cancel", "sync", "report", "cp"):
         return [DIRECTORIES]
     return _starting(current, SCRIPTS) if verb == "completion" else []

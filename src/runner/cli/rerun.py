@@ -24,10 +24,10 @@ Runs the frozen configuration of a completed run again, in a new directory, and 
 numbers are the same: exactly, within the tolerance, or not; and what changed around them: packages,
 commit, device. DIR may have been copied from another machine.
 
-  KEY=VALUE          what does not affect weights: data_root=…, output_dir=…, launch.device=cpu, tracking.console=quiet
+  KEY=VALUE          what does not affect weights: data_root=…, output_dir=…, launch.device=cpu, …
   --tolerance 0.001  largest relative difference that counts as the same
   --against RUN      run nothing: compare with a run that is there
-  --json             the comparison for scripts; it is also in rerun.json of the new run
+  --json             the comparison for scripts; it is also written to rerun.json of the new run
 
 examples:
   runner rerun outputs/train/demo/20260101T120000Z-3fa9c1d2-ab12

@@ -15,7 +15,8 @@ configuration it was started with. The result is the same as without the interru
 A completed run answers with its result. DIR may be a folder in which just one run is unfinished.
 
 Of a sweep it runs whatever is not completed, waiting jobs too; one that was submitted to Slurm is
-submitted again, without the jobs that are completed or still in the queue.
+submitted again, without the jobs that are completed or still in the queue. A search goes on as if
+its command were given again.
 
 examples:
   runner resume outputs/train/demo/20260101T120000Z-3fa9c1d2-ab12
@@ -30,6 +31,10 @@ def run(arguments: Sequence[str]) -> int:
     """Run the verb."""
     (folder,), _ = split_plain(arguments, "resume", ["DIR"])
     place = open_sweep(folder)
+    if place is not None and place.info()["verb"] == "tune":
+        from runner.cli import tune
+
+        return tune.go_on(place.path, place.info()["argv"])
     if place is not None:
         from runner.cli import sweep
 

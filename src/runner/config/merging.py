@@ -57,11 +57,14 @@ def _strategy(config: Config, report: Report) -> None:
             report.found = [(path, p) for path, p in report.found if path != "merge"]
             report.add("merge", "no strategy is chosen", "choose one: merge=ties", see="runner ls merge")
         return
+    name = target.rpartition(".")[2]
+    if constant(target, "base_use") == "unused" and config.get("base"):
+        report.add("base", f"'{name}' reads no base", "leave base out")
     if section.get("rounds", 1) != 1:
         what = "'merge.rounds' alternates tuning and merging, and `runner merge` tunes nothing"
         report.add("merge.rounds", what, "use it in an experiment: runner train +experiment=NAME merge.rounds=2")
     if constant(target, "needs") in ("unlabelled", "labelled"):
-        what = f"'{target.rpartition('.')[2]}' needs data, and `runner merge` reads none"
+        what = f"'{name}' needs data, and `runner merge` reads none"
         report.add(
             "merge", what, "use it in an experiment: runner train +experiment=NAME merge=…", see="runner ls merge"
         )

@@ -200,7 +200,6 @@ class TuneConfig:
     hours: PositiveFloat | None = None
     startup: PositiveInt = 10
     seed: NonNegativeInt = 0
-    jobs: PositiveInt = 1
     dir: str | None = None
 
 

@@ -55,6 +55,7 @@ def _what(config: Mapping[str, Any], about: Mapping[str, Any]) -> str:
     count = len(about["backbones"])
     backbones = f"a backbone ({kinds})" if count == 1 else f"{count} backbones ({kinds})"
     average = ", averaged over training (EMA)" if about["averaged"] else ""
+    average += ", with its adapters folded in" if about["folded"] else ""
     return (
         f"A model for {tasks}: {backbones} and a head for each task, combined by "
         f"`{_short(config['architecture'])}`, trained with the weighting `{_short(config['weighting'])}`. "
@@ -94,7 +95,8 @@ def _loading(about: Mapping[str, Any]) -> str:
             continue
         arguments = "".join(f", {k}={v}" for k, v in trunk["arguments"].items())
         place = "DIR" if trunk["folder"] == "." else f"DIR/{trunk['folder']}"
-        code = f'from transformers import {trunk["auto"]}\n\nbackbone = {trunk["auto"]}.from_pretrained("{place}"{arguments})'
+        auto = trunk["auto"]
+        code = f'from transformers import {auto}\n\nbackbone = {auto}.from_pretrained("{place}"{arguments})'
         parts.append(f"```python\n{code}\n```")
         if trunk["problem"]:
             parts.append(f"**It loads, but gives other features than the run had**: {trunk['problem']}.")

@@ -11,7 +11,7 @@ from typing import Any
 
 import safetensors.torch
 import yaml
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from runner.config.build import build
@@ -49,23 +49,14 @@ def export(run: RunDirectory, to: Path, checkpoint: str, licence: str | None, da
     """
     config = run.config()
     found = Checkpoints(run.path / "checkpoints").find(checkpoint)
-    merged = bool((config.get("merge") or {}).get("_target_"))
-    averaged = bool(TrainerConfig(**config["trainer"]).ema) and not merged
-    if merged and read_json(found / "state.json").get("merged") is not None:
-        kind = config["merge"]["_target_"].rpartition(".")[2]
-        raise UserError(
-            f"the result of this merge is a module of its own ({kind}), and a Hugging Face folder holds one set of weights",
-            "export a merge that gives one set of weights, such as merge=task_arithmetic",
-            "runner ls merge",
-        )
-    parts, model = plain_model(config, data_root, found, averaged, merged)
-    model.eval()
+    parts, averaged = plain_model(config, found, data_root)
+    parts.model.eval()
     to = to.absolute()
     temporary = to.with_name(f".{to.name}.{secrets.token_hex(4)}")
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
-        trunks = _fill(temporary, run, parts, model, found.name, averaged, licence)
+        trunks = _fill(temporary, run, parts, found.name, averaged, licence)
         _readable(temporary)
         os.rename(temporary, to)  # refuses a folder that has become non-empty meanwhile
     except OSError as error:
@@ -75,40 +66,42 @@ def export(run: RunDirectory, to: Path, checkpoint: str, licence: str | None, da
     return trunks
 
 
-def plain_model(
-    config: dict[str, Any], data_root: str | None, checkpoint: Path, averaged: bool, merged: bool
-) -> tuple[Parts, nn.Module]:
-    """The model with a checkpoint's weights and without an adapter: what it learned is added to the weights.
+def plain_model(config: dict[str, Any], checkpoint: Path, data_root: str | None) -> tuple[Parts, bool]:
+    """A run's model with a checkpoint's weights, adapters folded in; and whether these are averaged weights.
 
-    Args:
-        merged: a merge's weights never have one.
+    Raises:
+        UserError: the result of a merge that is not one set of weights of the experts' architecture.
     """
-    adapter = build(config.get("adapter"), where="adapter")
-    if adapter is None:
-        parts = assemble(config, data_root, must_have_data=False)
-        return parts, weights_of(parts.model, checkpoint, averaged)
-    parts = assemble({**config, "adapter": {"_target_": None}}, data_root, must_have_data=False)
+    merged = bool((config.get("merge") or {}).get("_target_"))
+    if merged and read_json(checkpoint / "state.json").get("merged") is not None:
+        kind = config["merge"]["_target_"].rpartition(".")[2]
+        raise UserError(
+            f"the result of this merge is a module of its own ({kind}), and a Hugging Face folder holds one set of "
+            "weights",
+            "export a merge that gives one set of weights, such as merge=task_arithmetic",
+            "runner ls merge",
+        )
+    without = {**config, "adapter": {"_target_": None}}
+    adapter = None if merged else build(config.get("adapter"), where="adapter")  # a merge has folded it already
+    parts = assemble(without if merged else config, data_root, must_have_data=False)
+    averaged = bool(TrainerConfig(**config["trainer"]).ema) and not merged
     if merged:
-        return parts, weights_of(parts.model, checkpoint, averaged)
-    adapted = assemble(config, data_root, must_have_data=False)
-    parts.model.load_state_dict(adapter.fold(weights_of(adapted.model, checkpoint, averaged)))
-    return parts, parts.model
+        load_weights(parts.model, checkpoint / "model.safetensors")
+    elif averaged:
+        average = AveragedModel(parts.model, use_buffers=True)
+        load_weights(average, checkpoint / "ema.safetensors")
+        parts.model = average.module
+    else:
+        load_weights(parts.model, checkpoint / "model.safetensors")
+    if adapter is not None:
+        state = adapter.fold(parts.model)
+        parts = assemble(without, data_root, must_have_data=False)
+        parts.model.load_state_dict(state)
+    return parts, averaged
 
 
-def weights_of(model: nn.Module, checkpoint: Path, averaged: bool) -> nn.Module:
-    """The model with a checkpoint's weights: the averaged ones where the run keeps them."""
-    if not averaged:
-        load_weights(model, checkpoint / "model.safetensors")
-        return model
-    average = AveragedModel(model, use_buffers=True)
-    load_weights(average, checkpoint / "ema.safetensors")
-    return average.module
-
-
-def _fill(
-    folder: Path, run: RunDirectory, parts: Parts, model: nn.Module, step: str, averaged: bool, licence: str | None
-) -> list[Trunk]:
-    own = folder / WHERE
+def _fill(folder: Path, run: RunDirectory, parts: Parts, step: str, averaged: bool, licence: str | None) -> list[Trunk]:
+    model, own = parts.model, folder / WHERE
     own.mkdir()
     trunks = write_trunks(model, parts.inputs, folder)
     held = {t.name for t in trunks if t.folder is not None}
@@ -132,6 +125,7 @@ def _fill(
         "signature": run.info()["signature"],
         "checkpoint": step,
         "averaged": averaged,
+        "folded": parts.config["adapter"] != run.config()["adapter"],
         "inputs": asdict(parts.inputs),
         "backbones": [trunk.as_json() for trunk in trunks],
     }
@@ -145,7 +139,7 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def _readable(folder: Path) -> None:
-    """Safetensors writes files that only their owner can read; an export is made to be passed on."""
+    """The library writes safetensors that only their owner can read; an export is made to be passed on."""
     mask = os.umask(0)
     os.umask(mask)
     for path in folder.rglob("*.safetensors"):

@@ -20,6 +20,7 @@ from runner.exporting.trunks import Trunk, load_trunk
 from runner.files import read_json
 from runner.specs import InputSpec
 from runner.tasks.base import Task
+from runner.training.assemble import finish_model
 from runner.types import Group
 
 WHERE = "runner"
@@ -74,18 +75,13 @@ def load_folder(folder: Path, plugins: Sequence[str] = ()) -> Exported:
     backbone = dict(config["backbone"])
     if backbone.get("pretrained"):  # the checkpoint that the run began with need not be there any more
         held = next((t.folder for t in trunks if t.folder), None)
-        if held is None:
-            raise UserError(
-                f"'{folder}' began with backbone.pretrained={backbone['pretrained']}, and transformers cannot hold its "
-                "backbone",
-                "load the run itself",
-            )
-        backbone["pretrained"] = str(folder / held)
+        backbone["pretrained"] = None if held is None else str(folder / held)
 
     def make_backbone() -> Backbone:
         return build(backbone, inputs, where="backbone")
 
     model = build(config["architecture"], make_backbone, tasks, where="architecture")
+    finish_model(model, config)
     state = read_state(folder, trunks, model)
     missing, unexpected = model.load_state_dict(state, strict=False)
     if missing or unexpected:

@@ -50,8 +50,12 @@ class Trunk:
 
 
 def find_backbones(model: nn.Module) -> dict[str, Backbone]:
-    """Name → backbone, for every backbone of a model."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, Backbone)}
+    """Name → backbone, for every backbone of a model; one inside another is a part of that."""
+    found: dict[str, Backbone] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Backbone) and not any(name.startswith(f"{outer}.") for outer in found):
+            found[name] = module
+    return found
 
 
 def write_trunks(model: nn.Module, inputs: InputSpec, folder: Path) -> list[Trunk]:

@@ -147,6 +147,17 @@ def collect_needs(configs: Sequence[tuple[SweepJob | None, Mapping[str, Any]]], 
     return list(found.values())
 
 
+def may_start(job: Job) -> bool:
+    """Whether what a job needs has ended; for `Pool`. A needed run whose own needs are lost is ended here."""
+    if isinstance(job, NeededJob):
+        lost = next((other for other in job.after if other.lost), None)
+        if lost is not None:
+            job.end(EXIT_FAILED, f"there is no {lost.need}")
+        return all(other.ended for other in job.after)
+    assert isinstance(job, SweepJob)
+    return all(need.ended for need in job.needs)
+
+
 def run_sweep(
     jobs: Sequence[SweepJob],
     wanted: Sequence[NeededJob],
@@ -159,19 +170,10 @@ def run_sweep(
     """Run jobs and what they need; a first stop signal stops them resumably, a second one ends them at once."""
     failed = False
 
-    def ready(job: Job) -> bool:
-        if isinstance(job, SweepJob):
-            return all(need.ended for need in job.needs)
-        assert isinstance(job, NeededJob)
-        lost = next((other for other in job.after if other.lost), None)
-        if lost is not None:
-            job.end(EXIT_FAILED, f"there is no {lost.need}")
-        return all(other.ended for other in job.after)
-
-    pool = Pool(min(at_a_time, len(jobs) + len(wanted)), gpus_per_job=gpus_per_job, ready=ready)
+    pool = Pool(min(at_a_time, len(jobs) + len(wanted)), gpus_per_job=gpus_per_job, ready=may_start)
     queued: set[int] = set()
     for job in jobs:  # each job's needs right before it: results come early, not after all needed runs
-        for need in (*_in_order(job.needs), job):
+        for need in (*in_order(job.needs), job):
             if id(need) not in queued:
                 queued.add(id(need))
                 pool.add(need)
@@ -214,11 +216,11 @@ def _stop(pool: Pool, board: Board, name: str, times: int) -> None:
         pool.kill()
 
 
-def _in_order(needs: Sequence[NeededJob]) -> list[NeededJob]:
+def in_order(needs: Sequence[NeededJob]) -> list[NeededJob]:
     """Needed runs with those before them that they need themselves."""
     ordered: list[NeededJob] = []
     for need in needs:
-        for one in (*_in_order(need.after), need):
+        for one in (*in_order(need.after), need):
             if one not in ordered:
                 ordered.append(one)
     return ordered

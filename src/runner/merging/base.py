@@ -171,6 +171,7 @@ class Merge(ABC):
         unit: the pieces `merge` must see; "model" cannot stream.
         reads: how often every input is read from beginning to end.
         copies: float32 copies of a piece that `merge` holds at most, in addition to its inputs: for memory estimates.
+        ignores: keys of all strategies that mean nothing to this one; setting them is refused.
         structure: whether it takes models of a certain structure only: adapters, numbered layers, plain chains.
         propagates: whether a NaN of any input always shows in the output, so that looking at the output is enough.
         neutral: keys with which the strategy drops and scales nothing: merging one model then gives it back.
@@ -196,6 +197,7 @@ class Merge(ABC):
     unit: ClassVar[Unit] = "element"
     reads: ClassVar[int] = 1
     copies: ClassVar[int] = 3
+    ignores: ClassVar[tuple[str, ...]] = ()
     structure: ClassVar[bool] = False
     propagates: ClassVar[bool] = False
     neutral: ClassVar[dict[str, Any]] = {}
@@ -229,6 +231,11 @@ class Merge(ABC):
         kind = type(self).__name__
         if self.base_use == "required" and not has_base:
             found.append(Problem(f"{kind} works on task vectors and needs the base", "give it: base=DIR"))
+        found += [
+            Problem(f"merge.{key} means nothing to {kind}", "leave it out")
+            for key in self.ignores
+            if getattr(self, key)
+        ]
         if count < self.experts_min:
             found.append(Problem(f"{kind} needs {self.experts_min} experts or more, not {count}"))
         if self.experts_max is not None and count > self.experts_max:
@@ -333,6 +340,7 @@ class Arrangement(Merge):
     """
 
     base_use: ClassVar[Literal["required", "optional", "unused"]] = "unused"
+    ignores: ClassVar[tuple[str, ...]] = ("pre",)
     structure: ClassVar[bool] = True
     propagates: ClassVar[bool] = True
     identities: ClassVar[frozenset[str]] = frozenset()
@@ -361,6 +369,7 @@ class WholeModel(Merge):
     """A strategy that couples layers and therefore holds whole models: it does not stream."""
 
     unit: ClassVar[Unit] = "model"
+    ignores: ClassVar[tuple[str, ...]] = ("pre",)
 
     def merge(self, block: Block, state: Any) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} merges whole models, not blocks")

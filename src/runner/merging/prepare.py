@@ -41,7 +41,7 @@ def prepare(config: dict[str, Any]) -> tuple[Merge, Plan, Tokens | None]:
     if isinstance(merge, Arrangement):
         refuse(merge.check(models.names, models.base is not None))
         models = Models({"result": merge.arrange(models)})
-        merge.weights = None  # they are part of the result now
+        merge.weights, merge.layers, merge.normalize = None, {}, False  # they are part of the result now
     models, tokens = reconcile(models, config["embed"])
     settings = Settings(tuple(config["include"]), tuple(config["exclude"]), config["dtype"], config["batchnorm"])
     plan = make_plan(merge, models, settings)

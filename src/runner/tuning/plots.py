@@ -35,7 +35,7 @@ def _save(figure: Figure, path: Path) -> Path:
 
 
 def _history(trials: Sequence[FrozenTrial], study: optuna.Study, objective: Objective) -> Figure:
-    """Each number over trials; with one number also the best so far, and the pruned trials where they ended."""
+    """Each number over trials; with one number also the best so far, and which trials were pruned."""
     count = objective.count
     figure = Figure(figsize=(7, 0.8 + 2.6 * count), layout="constrained")
     signs = objective.signs()
@@ -48,13 +48,14 @@ def _history(trials: Sequence[FrozenTrial], study: optuna.Study, objective: Obje
             best: list[float] = []
             for trial in done:
                 best.append(min(trial.values[0], best[-1] if best else trial.values[0]))
-            axes.step(
-                [t.number for t in done], [signs[0] * v for v in best], where="post", color=ORANGE, label="best so far"
-            )
-            cut = [t for t in trials if t.state == TrialState.PRUNED and t.intermediate_values]
-            if cut:
-                ends = [signs[0] * t.intermediate_values[max(t.intermediate_values)] for t in cut]
-                axes.scatter([t.number for t in cut], ends, s=30, marker="x", color=GREY, label="pruned", zorder=2)
+            numbers = [*(t.number for t in done), trials[-1].number]
+            line = [signs[0] * v for v in (*best, best[-1])]
+            axes.step(numbers, line, where="post", color=ORANGE, label="best so far")
+            cut = [t.number for t in trials if t.state == TrialState.PRUNED]
+            if cut:  # at the edge: what they had reached when they were stopped does not compare with final values
+                edge = 0.96 if signs[0] > 0 else 0.04
+                across = axes.get_xaxis_transform()
+                axes.plot(cut, [edge] * len(cut), "x", color=GREY, transform=across, label="pruned", zorder=2)
         else:
             chosen = [(t.number, v) for t, v in zip(done, values, strict=True) if t.number in front]
             axes.scatter(*zip(*chosen, strict=True), s=70, facecolors="none", edgecolors=ORANGE, label="on the front")

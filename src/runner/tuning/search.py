@@ -23,7 +23,9 @@ from runner.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, UserError
 from runner.files import read_json
 from runner.launching.pool import Job, Pool
 from runner.launching.rundir import RunDirectory
+from runner.launching.schedule import NeededJob
 from runner.tuning.objective import Objective
+from runner.tuning.runs import Runs
 from runner.tuning.space import Space
 from runner.tuning.study import make_sampler
 from runner.tuning.watch import Watcher
@@ -62,6 +64,8 @@ class Search:
         pool: where runs go.
         tell: prints a line.
         keep: called whenever something changed that the files in the directory should show.
+        jobs: trials at a time.
+        keep_going: whether a failed trial is told and passed over, or ends the search.
         spent_s: seconds that earlier calls have spent.
     """
 
@@ -78,15 +82,18 @@ class Search:
         pool: Pool,
         tell: Callable[[str], None],
         keep: Callable[[], None],
+        jobs: int = 1,
+        keep_going: bool = True,
         spent_s: float = 0.0,
     ) -> None:
         self.folder, self.study, self.space, self.objective = folder, study, space, objective
         self.settings, self.compose, self.argv, self.pool = settings, compose, argv, pool
-        self.tell, self.keep = tell, keep
+        self.tell, self.keep, self.jobs, self.keep_going = tell, keep, jobs, keep_going
         self.active: dict[int, Active] = {}
         self.left: list[str] = []  # runs that were stopped from outside
         self.stopping = self.exhausted = False
         self.trouble = ""
+        self.runs = Runs(pool, folder.name, tell)
         self._spent_s, self._began = spent_s, time.monotonic()
         if "objective" in study.user_attrs:
             objective.restore(study.user_attrs["objective"])
@@ -143,7 +150,7 @@ class Search:
             self.stopping
             or self.exhausted
             or bool(self.trouble)
-            or len(self.active) >= self.settings.jobs
+            or len(self.active) >= self.jobs
             or self.runs_made() >= self.budget
             or (hours is not None and self.elapsed_s >= hours * 3600)
         )
@@ -163,9 +170,7 @@ class Search:
                 self.exhausted = True
                 return
             self.study.enqueue_trial(point)
-        self.study.sampler = make_sampler(
-            self.settings.sampler, self.settings.seed, len(trials), self.settings.startup
-        )
+        self.study.sampler = make_sampler(self.settings.sampler, self.settings.seed, len(trials), self.settings.startup)
         asked = self.study.ask(self.space.distributions())
         self.study.sampler = RandomSampler(seed=0)  # handles of trials that are there must not ask it for anything
         self._place(self._frozen(asked.number))
@@ -202,7 +207,9 @@ class Search:
         if "pruned_at" in trial.user_attrs:  # killed between the decision and the end of the run
             self._prune(trial, path, trial.user_attrs["pruned_at"])
             return
-        job = self.pool.submit(config, path, self.argv(overrides), sweep=self.folder.name, trial=trial.number)
+        job = self.runs.submit(config, path, self.argv(overrides), trial.number)
+        if self.runs.needs():
+            self.keep()
         self.active[trial.number] = Active(trial, job, Watcher(path))
         self.tell(f"trial {trial.number}: {' '.join(overrides)}")
 
@@ -271,6 +278,10 @@ class Search:
     # ---- ended trials ----------------------------------------------------------------------------------------------
 
     def _ended(self, job: Job) -> None:
+        if isinstance(job, NeededJob):
+            how = f"found in {job.path}" if job.skipped else job.state.lower()
+            self.tell(f"{job.label}: {how}{f': {job.message}' if job.lost else ''}")
+            return
         active = next(a for a in self.active.values() if a.job is job)
         trial = active.trial
         del self.active[trial.number]
@@ -330,7 +341,9 @@ class Search:
         self.tell(f"trial {trial.number} failed: {message}")
         self._tell_repeats(trial)
         states = [t.state for t in self.trials() if t.state in ENDED and "same_as" not in t.user_attrs]
-        if len(states) >= FAILURES and all(state == TrialState.FAIL for state in states):
+        if not self.keep_going:
+            self.trouble = f"trial {trial.number} failed and launch.keep_going=false: {message}"
+        elif len(states) >= FAILURES and all(state == TrialState.FAIL for state in states):
             self.trouble = f"the first {len(states)} trials all failed, the last one: {message}"
 
     def _tell_repeats(self, source: FrozenTrial) -> None:

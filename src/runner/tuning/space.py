@@ -218,9 +218,7 @@ def read_axis(override: Override, problems: list[Problem]) -> Axis | None:
     return axis if len(problems) == bad else None
 
 
-def _interval(
-    key: str, spec: str, sweep: IntervalSweep, log: bool, line: str, problems: list[Problem]
-) -> Axis | None:
+def _interval(key: str, spec: str, sweep: IntervalSweep, log: bool, line: str, problems: list[Problem]) -> Axis | None:
     low, high = sweep.start, sweep.end
     if low is None or high is None or not all(map(math.isfinite, (low, high))) or not low < high:
         problems.append(Problem(f"'{line}': an interval goes from a smaller to a larger number"))
@@ -233,9 +231,7 @@ def _interval(
     return Axis(key, spec, "int" if whole else "float", low=low, high=high, log=log)
 
 
-def _range(
-    key: str, spec: str, sweep: RangeSweep, texts: list[str], line: str, problems: list[Problem]
-) -> Axis | None:
+def _range(key: str, spec: str, sweep: RangeSweep, texts: list[str], line: str, problems: list[Problem]) -> Axis | None:
     if len(texts) < 2:
         many = "no value" if not texts else "a single value"
         problems.append(Problem(f"'{line}' has {many}", "range(start,stop,step) leaves stop out"))

@@ -34,10 +34,20 @@ def write_sweep(
     settings: TuneConfig,
     argv: Sequence[str],
     name: str,
+    needs: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """sweep.json: the trials as jobs; a trial that was answered from another one is no job."""
+    """sweep.json: the trials as jobs; a trial that was answered from another one is no job.
+
+    Args:
+        folder, study, space, objective, settings: of the search.
+        argv: the command that goes on with it.
+        name: of the runs.
+        needs: entries of the runs that trials have needed in this call; earlier ones are kept.
+    """
     path = folder / "sweep.json"
     before = read_json(path) if path.is_file() else {}
+    known = {need["signature"]: need for need in (*before.get("needs", []), *needs)}
+    needs = list(known.values())
     jobs = [
         {
             "number": trial.number,
@@ -53,12 +63,13 @@ def write_sweep(
         "id": folder.name,
         "name": name,
         "created": before.get("created", now()),
-        "argv": before.get("argv", list(argv)),
+        "argv": list(argv),
         "verb": "tune",
         "axes": {axis.key: list(axis.choices) or [axis.spec] for axis in space.axes},
         "fixed": list(space.fixed),
-        "tune": asdict(settings) | {"objective": objective.names},
+        "tune": {k: v for k, v in asdict(settings).items() if k != "dir"} | {"objective": objective.names},
         "jobs": jobs,
+        "needs": [dict(need) for need in needs],
     }
     if sweep != before:
         write_json(path, sweep)
@@ -159,9 +170,7 @@ def table(study: optuna.Study, objective: Objective, space: Space) -> tuple[list
     signs = objective.signs()
     keys = [axis.key for axis in space.axes]
     others = [
-        (task, metric)
-        for task, metric in objective.headline.items()
-        if f"{task}/{metric}" not in objective.names
+        (task, metric) for task, metric in objective.headline.items() if f"{task}/{metric}" not in objective.names
     ]
     values = [f"{name} {arrow}" for name, arrow in zip(objective.names, objective.arrows, strict=True)]
     headers = ["trial", *values, *(f"{task}/{metric}" for task, metric in others), "mean rank", *keys]

@@ -54,22 +54,21 @@ class Consensus(TaskVectorMerge):
 
 
 @dataclass(kw_only=True)
-class TallMask(TaskVectorMerge):
+class TallMask(Merge):
     """One multi-task vector and a bit per weight and task, from which each expert is nearly restored.
 
-    Wang et al., ICML 2024, eq. 4: θ̂_t = θ₀ + m_t ⊙ τ_MTL. The shared result is θ₀ + scale · τ_MTL stored at
-    scale 1, so that it can be decoded; without a task it is plain task arithmetic with all weights 1.
+    Wang et al., ICML 2024, eq. 4: θ̂_t = θ₀ + m_t ⊙ τ_MTL. The shared result is θ₀ + τ_MTL, so
+    that it can be decoded; without a task it is task arithmetic at scale 1, for which `consensus` is the better choice.
 
     Attributes:
         threshold: λ of the masks; larger selects fewer weights.
     """
 
+    base_use: ClassVar[Any] = "required"
+    averages: ClassVar[bool] = False
     decoder: ClassVar[str | None] = "masked"
 
     threshold: PositiveFloat = 0.4
-
-    def combine(self, block: Block, state: Any) -> Tensor:
-        return total_of(block)
 
     def merge(self, block: Block, state: Any) -> Split:
         total = total_of(block)

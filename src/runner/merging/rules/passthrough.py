@@ -30,6 +30,7 @@ class Passthrough(Arrangement):
     """
 
     copies: ClassVar[int] = 1
+    ignores: ClassVar[tuple[str, ...]] = ("pre", "weights", "normalize", "layers")
 
     slices: list[dict[str, Any]] = field(default_factory=list)
 

@@ -31,6 +31,7 @@ class Slerp(Merge):
     unit: ClassVar[Unit] = "tensor"
     experts_min: ClassVar[int] = 2
     experts_max: ClassVar[int | None] = 2
+    ignores: ClassVar[tuple[str, ...]] = ("weights", "normalize", "layers")
     identities: ClassVar[frozenset[str]] = frozenset({"identical", "permuted", "base"})
 
     t: Fraction = 0.5

@@ -66,7 +66,7 @@ class RepMTL(Wrapper):
         *,
         lambda_tsr: NonNegativeFloat = 0.9,
         lambda_csa: NonNegativeFloat = 0.9,
-        temperature: PositiveFloat = 0.1,
+        temperature: PositiveFloat = 1.0,
     ) -> None:
         super().__init__(weighting)
         self.lambda_tsr, self.lambda_csa, self.temperature = lambda_tsr, lambda_csa, temperature

@@ -14,8 +14,9 @@ from omegaconf import OmegaConf
 
 from runner.cli.arguments import HydraArguments
 from runner.cli.output import print_table
+from runner.cli.points import Trials, check_points, without_tune
 from runner.config import static
-from runner.config.compose import Composed, compose, without_hydra
+from runner.config.compose import Composed, compose
 from runner.config.freeze import finalize
 from runner.config.schema import TuneConfig
 from runner.config.signature import affects_weights
@@ -23,9 +24,6 @@ from runner.errors import EXIT_DONE, Problem, UserError
 from runner.files import read_json, write_json
 from runner.tuning.objective import Objective, read_objective
 from runner.tuning.space import Space, read_space
-
-CHECKED = 64
-"""Combinations that are composed before anything starts; of larger spaces every value, and the ends of intervals."""
 
 
 def tune(name: str, request: HydraArguments, argv: list[str]) -> int:
@@ -41,12 +39,12 @@ def tune(name: str, request: HydraArguments, argv: list[str]) -> int:
     settings = _settings(composed, problems)
     config = finalize(composed)
     objective, found = read_objective(settings.objective, config)
-    problems = [*found, *_check_settings(settings, space, objective, config, composed)]
+    problems = [*found, *_check_settings(settings, space, objective, config)]
     if problems:
         raise UserError(problems)
     fixed = [line for line in space.fixed if not line.lstrip("+").startswith("tune.")]
     trials = Trials(name, request, fixed)
-    _check_points(space, trials)
+    check_points(space, trials)
     folder = _folder(config, settings, space, fixed)
     if request.dry_run:
         return _dry(folder, space, objective, settings)
@@ -72,9 +70,9 @@ def _settings(composed: Composed, problems: list[Problem]) -> TuneConfig:
     section: Any = OmegaConf.to_container(composed.config.tune, resolve=True)
     report = static.Report()
     if isinstance(section, dict):
-        section = {**{k: v for k, v in _defaults().items()}, **section}
+        section = {**_defaults(), **section}
     static.check_section("tune", section, TuneConfig, report)
-    _without_tune(composed)
+    without_tune(composed)
     found = [Problem(p.what, p.hint, p.see or "runner tune --help") for _, p in report.found]
     if found:
         composed.problems += found
@@ -88,20 +86,7 @@ def _defaults() -> dict[str, Any]:
     return asdict(TuneConfig())
 
 
-def _without_tune(composed: Composed) -> None:
-    """What is left is a configuration of `runner train`; it trains no baselines, because nothing here reads them."""
-    node = without_hydra(composed.config)
-    with_hydra = composed.config.copy()
-    OmegaConf.set_struct(with_hydra, False)
-    if "tune" in node:
-        with_hydra.pop("tune")
-    with_hydra.baseline = None
-    composed.config = with_hydra
-
-
-def _check_settings(
-    settings: TuneConfig, space: Space, objective: Objective, config: dict[str, Any], composed: Composed
-) -> list[Problem]:
+def _check_settings(settings: TuneConfig, space: Space, objective: Objective, config: dict[str, Any]) -> list[Problem]:
     problems = []
     several = objective.count > 1
     trainer = config["trainer"]
@@ -119,74 +104,17 @@ def _check_settings(
         endless = ", ".join(f"'{axis.key}={axis.spec}'" for axis in space.axes if axis.count is None)
         what = f"tune.sampler=grid needs finite spaces, and {endless} is not"
         problems.append(Problem(what, "give choices (a,b,c) or range(start,stop,step)"))
-    if composed.choices.get("launch") == "slurm":
-        what = "runner tune runs its trials on this machine: launch=slurm is not for it"
-        problems.append(Problem(what, "tune.jobs=N runs N trials at a time, also inside an allocation of the queue"))
-    tasks = {task for task, _ in objective.targets}
+    asked = [line for line in space.fixed if line.lstrip("+").partition("=")[0] == "baseline"]
+    if asked and asked[-1].partition("=")[2] not in ("null", "none", ""):
+        what = f"'{asked[-1]}': runner tune compares trials with one another and trains no baselines"
+        problems.append(Problem(what, "leave it out; give it to `runner train` with the best configuration"))
+    if config["launch"]["scheduler"] != "local":
+        what = "runner tune runs its trials on this machine, not through a queue: launch=slurm is not for it"
+        hint = "run it inside one allocation (salloc, sbatch) with launch=local launch.jobs=N; killed, it goes on"
+        problems.append(Problem(what, hint))
     if settings.sampler != "grid" and settings.trials is not None and settings.trials < 2:
         problems.append(Problem(f"tune.trials={settings.trials} compares nothing", "give at least 2"))
-    assert tasks or problems or objective.kind == "metrics"
     return problems
-
-
-class Trials:
-    """Configurations and commands of trials.
-
-    Args:
-        name: of the primary config.
-        request: the command line.
-        fixed: the overrides that all trials share, those of `tune` left out.
-    """
-
-    def __init__(self, name: str, request: HydraArguments, fixed: list[str]) -> None:
-        self.name, self.request, self.fixed = name, request, fixed
-        # The test split stays untouched until a configuration has been chosen.
-        given = any(line.lstrip("+").startswith("trainer.final_split=") for line in fixed)
-        self.more = [] if given else ["trainer.final_split=validation"]
-
-    def compose(self, overrides: list[str]) -> dict[str, Any]:
-        """A trial's frozen configuration.
-
-        Raises:
-            UserError: with every problem.
-        """
-        composed = compose(self.name, [*self.fixed, *overrides, *self.more], self.request.config_dir)
-        if "tune" in composed.config:
-            _without_tune(composed)
-        return finalize(composed)
-
-    def argv(self, overrides: Sequence[str]) -> list[str]:
-        """The command that runs a trial by itself."""
-        return [*self.command(overrides), *self.more]
-
-    def command(self, overrides: Sequence[str]) -> list[str]:
-        """The command that trains a configuration, with everything that `runner train` evaluates at its end."""
-        where = ["--config-dir", self.request.config_dir] if self.request.config_dir else []
-        return ["train", *self.fixed, *overrides, *where]
-
-
-def _check_points(space: Space, trials: Trials) -> None:
-    """Compose what shows every value of the space.
-
-    Raises:
-        UserError: with every problem of every point.
-    """
-    problems: dict[Problem, list[str]] = {}
-    for point in space.corners(CHECKED):
-        try:
-            trials.compose(point)
-        except UserError as error:
-            for problem in error.problems:
-                problems.setdefault(problem, point)
-    if problems:
-        raise UserError(
-            [
-                problem
-                if any(line in problem.what for line in point)
-                else Problem(f"{problem.what} (with {' '.join(point)})", problem.hint, problem.see)
-                for problem, point in problems.items()
-            ]
-        )
 
 
 def _folder(config: dict[str, Any], settings: TuneConfig, space: Space, fixed: Sequence[str]) -> Path:
@@ -226,6 +154,7 @@ def _search(
     config: dict[str, Any],
 ) -> int:
     from runner.launching.pool import Pool
+    from runner.launching.schedule import may_start
     from runner.launching.signals import quiet_signals
     from runner.tuning.search import Search
     from runner.tuning.study import hold, make_pruner, open_study
@@ -234,10 +163,11 @@ def _search(
     with hold(folder):
         _refuse_other(folder, space, objective)
         study = open_study(folder, folder.name, objective.count, make_pruner(settings.pruner, settings.startup, config))
-        pool = Pool(settings.jobs, gpus_per_job=config["launch"].get("gpus_per_job"))
+        launch = config["launch"]
+        pool = Pool(launch["jobs"], gpus_per_job=launch["gpus_per_job"], ready=may_start)
 
         def keep() -> None:
-            write_sweep(folder, study, space, objective, settings, argv, str(config["name"]))
+            write_sweep(folder, study, space, objective, settings, argv, str(config["name"]), search.runs.needs())
             write_json(folder / "tune.json", summarise(study, objective, search.elapsed_s))
 
         before = read_json(folder / "tune.json") if (folder / "tune.json").is_file() else {}
@@ -252,6 +182,8 @@ def _search(
             pool=pool,
             tell=lambda text: print(text, flush=True),
             keep=keep,
+            jobs=launch["jobs"],
+            keep_going=launch["keep_going"],
             spent_s=float(before.get("elapsed_s", 0.0)),
         )
         there = search.runs_made()
@@ -279,7 +211,9 @@ def _refuse_other(folder: Path, space: Space, objective: Objective) -> None:
     if before.get("axes") != axes or wanted != objective.count:
         held = ", ".join(f"{key}={','.join(values)}" for key, values in (before.get("axes") or {}).items())
         raise UserError(
-            f"'{folder}' holds another search: {held}", "choose another folder with tune.dir=DIR", f"runner status {folder}"
+            f"'{folder}' holds another search: {held}",
+            "choose another folder with tune.dir=DIR",
+            f"runner status {folder}",
         )
 
 
@@ -319,5 +253,3 @@ def _last_words(folder: Path, search: Any, trials: Trials) -> None:
 def _short(path: Path) -> str:
     relative = os.path.relpath(path)
     return relative if not relative.startswith("..") else str(path)
-
-
