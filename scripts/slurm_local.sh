@@ -9,7 +9,7 @@
 #
 #     scripts/slurm_local.sh status | restart
 #
-# No accounting: squeue and scontrol work, sacct does not. Requeued jobs start again after a second instead of two
+# No accounting: squeue and scontrol work, sacct does not. Requeued jobs start again after seconds instead of two
 # minutes, so that tests are quick. State lies in SLURM_LOCAL_DIR (default /var/lib/slurm-local); `stop` removes it. The
 # machine's own Slurm, if it has one, is not touched unless it runs: then this script refuses.
 set -euo pipefail
@@ -64,7 +64,7 @@ start() {
 ClusterName=local
 SlurmctldHost=$host(127.0.0.1)
 AuthType=auth/munge
-AuthInfo=cred_expire=2
+AuthInfo=cred_expire=5
 SlurmUser=root
 SlurmdUser=root
 SlurmctldPort=${SLURM_LOCAL_PORT:-16817}

