@@ -16,21 +16,19 @@ from runner.reporting.delta_m import RULES, Definition
 HELP = """\
 usage: runner report PATH… [options]
 
-Compares runs: one row per setting with its seeds collapsed (mean ± standard deviation), only the parameters that vary,
-each task's headline metric, Δm against single-task baselines, mean rank, cost, and whether a difference is noise.
-A PATH is a sweep, a run, or any folder above them; runs that still go on, failed or are damaged are listed.
+Compares runs: one row per setting, seeds collapsed (mean ± standard deviation), only the keys that
+vary, headline metrics, Δm against single-task baselines, cost, and whether a difference is noise.
+A PATH is a sweep, a run, or any folder above them; failed and damaged runs are listed.
 
-  --html FILE          write the page: table, learning curves, Δm, task weights, panels, configurations; one file that
-                       needs no network. For one sweep it is always written, to report.html in its directory
-  --markdown           the tables as Markdown, on standard output
-  --csv                as CSV, numbers in full
-  --latex              as LaTeX with booktabs
-  --metrics WHICH      headline (default), all, or names: --metrics miou,depth/abs_err
-  --delta-m NAME       survey (default), task_mean, metric_mean, auto_lambda or all; rows are ordered by it
-  --baseline WHAT      the zero of Δm: a folder with runs, a file with task: {metric: value}, or none
-                       (default: what the runs were trained against, else single-task runs among the paths)
-  --split NAME         validation or test, instead of each run's final split
-  --panels-mb N        room for prediction panels in the page, in MB (default 4; 0 leaves them out)
+  --html FILE      write the page, one file without network; for one sweep it is always written,
+                   to report.html in its directory
+  --markdown       the tables as Markdown; --csv: numbers in full; --latex: booktabs
+  --metrics WHICH  headline (default), all, or names: --metrics miou,depth/abs_err
+  --delta-m NAME   survey (default), task_mean, metric_mean, auto_lambda or all; orders the rows
+  --baseline WHAT  the zero of Δm: a folder with runs, a file with task: {metric: value}, or none
+                   (default: what runs were trained against, else single-task runs among the paths)
+  --split NAME     validation or test, instead of each run's final split
+  --panels-mb N    room for prediction panels in the page, in MB (default 4; 0 leaves them out)
 
 examples:
   runner report outputs/sweeps/demo-1f3a9c2e
