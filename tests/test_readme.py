@@ -36,8 +36,8 @@ def test_the_commands_it_names_compose(readme):
     ]
     assert len(trained) > 8
     for words in trained:
-        overrides = [word for word in words if "=" in word and "," not in word]
-        assert not compose("train", overrides).problems, overrides
+        overrides = [word for word in words if "=" in word]
+        assert not compose("train", overrides, multirun="-m" in words).problems, overrides
 
 
 def test_the_data_set_of_ones_own(readme, tmp_path):

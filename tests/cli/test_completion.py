@@ -33,7 +33,7 @@ needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash
         ("train trainer.max", ["trainer.max_steps="]),
         (
             "train weighting=pcgrad weighting.",
-            ["weighting.heads=", "weighting.scale=", "weighting.seed=", "weighting.every="],
+            [f"weighting.{key}=" for key in ("heads", "seed", "scale", "every", "mode", "shared")],
         ),
         ("train tracking.wandb.m", ["tracking.wandb.mode="]),
         ("train tracking=jsonl tracking.con", ["tracking.console="]),

@@ -103,5 +103,5 @@ def test_every_verb_has_a_module_with_help_and_run():
     for module, summary in main.VERBS.values():
         text = (folder / f"{module}.py").read_text()
         assert 'HELP = """' in text
-        assert "def run(arguments: Sequence[str]) -> int:" in text
+        assert "def run(arguments: Sequence[str]" in text
         assert len(summary) <= 80

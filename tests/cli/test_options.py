@@ -69,7 +69,7 @@ def test_cp_then_use(runner, tmp_path):
         "copied weighting/pcgrad to my/weighting/pcgrad.yaml\n"
         "  use it: runner train --config-dir my +experiment=demo weighting=pcgrad\n"
     )
-    copy.write_text(copy.read_text().replace("scale: sum", "scale: mean"))
+    copy.write_text(copy.read_text().replace("scale: paper", "scale: tasks"))
     arguments = [
         "train",
         "--config-dir",
@@ -81,9 +81,9 @@ def test_cp_then_use(runner, tmp_path):
         "-p",
         "weighting",
     ]
-    assert "scale: mean" in runner(*arguments).out  # the user's option hides the shipped one
+    assert "scale: tasks" in runner(*arguments).out  # the user's option hides the shipped one
     assert "weighting/pcgrad" in runner("ls", "--config-dir", "my").out
-    assert "scale: mean" in runner("show", "weighting/pcgrad", "--config-dir", "my").out
+    assert "scale: tasks" in runner("show", "weighting/pcgrad", "--config-dir", "my").out
 
 
 def test_cp_to_a_file_with_a_new_name(runner):

@@ -26,7 +26,7 @@ def test_its_comments_say_what_it_is(option):
     assert option.notes.get("cost")
     command = option.notes.get("run", "")
     assert command.startswith("runner ")
-    assert option.name in command or option.group in ("task", "head", "launch", "trainer", "tracking")
+    assert option.name in command or option.group in ("task", "head", "launch", "trainer", "tracking", "merging")
     if "paper" in option.notes:
         assert re.search(r"\b(19|20)\d\d\b", option.notes["paper"])
 

@@ -182,14 +182,13 @@ def test_all_splits_have_the_same_data_sets_with_examples(opened) -> None:
 
 def test_examples_of_different_splits_differ(opened) -> None:
     mixture, _ = opened
-    for name in mixture.datasets("train"):
-        seen: set[str] = set()
-        for split in SPLITS:
-            dataset = mixture.datasets(split)[name]
+    seen: dict[str, set[str]] = {}
+    for split in SPLITS:
+        for name, dataset in mixture.datasets(split).items():
             ids = {dataset.example(i, None).id for i in range(min(len(dataset), 20))}
             assert len(ids) == min(len(dataset), 20)
-            assert not ids & seen
-            seen |= ids
+            assert not ids & seen.setdefault(name, set())
+            seen[name] |= ids
 
 
 def test_targets_keep_the_conventions(opened) -> None:
@@ -276,8 +275,9 @@ def test_splits_are_the_same_when_opened_again(opened, request) -> None:
     again = build(config(request.node.callspec.params["opened"]), mixture.data_root, where="mixture")
     again.setup(None)
     for split in SPLITS:
+        others = again.datasets(split)
         for name, dataset in mixture.datasets(split).items():
-            other = again.datasets(split)[name]
+            other = others[name]
             assert len(other) == len(dataset)
             assert all(same(dataset.example(i, None), other.example(i, None)) for i in some(dataset))
 
