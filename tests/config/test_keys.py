@@ -35,7 +35,10 @@ def test_inherited_dataclasses_and_functions(toy, name, expected):
     assert {key: value.required for key, value in signature(f"{toy}.{name}").items()} == expected
 
 
-@pytest.mark.parametrize("cls", [schema.TrainerConfig, schema.SlurmConfig, schema.TrainKeys, schema.EvalKeys, schema.MergeKeys, schema.TuneConfig])
+@pytest.mark.parametrize(
+    "cls",
+    [schema.TrainerConfig, schema.SlurmConfig, schema.TrainKeys, schema.EvalKeys, schema.MergeKeys, schema.TuneConfig],
+)
 def test_schema_fields_are_the_keys(cls):
     keys = schema_keys(cls)
     assert list(keys) == list(inspect.signature(cls).parameters)
