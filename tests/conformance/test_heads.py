@@ -46,9 +46,7 @@ def test_gradients_reach_every_parameter_and_every_feature_it_reads(make):
     head(given).square().mean().backward()
     assert [n for n, p in head.named_parameters() if p.grad is None] == []
     levels = given.pyramid[:1] if isinstance(head, Conv) else [given.pyramid[0], given.pyramid[-1]]
-    read = {"dense": levels, "pooled": [given.pooled], "token": [given.tokens]}[
-        head.kind
-    ]
+    read = {"dense": levels, "pooled": [given.pooled], "token": [given.tokens]}[head.kind]
     assert all(t.grad is not None and t.grad.abs().sum() > 0 for t in read)
 
 
