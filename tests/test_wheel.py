@@ -56,7 +56,8 @@ def run(program: Path, *arguments: str, cwd: Path) -> str:
 def test_the_wheel_holds_the_package_and_every_config(wheel, root):
     names = set(zipfile.ZipFile(wheel).namelist())
     configs = {f"runner/{p.relative_to(root)}" for p in (root / "configs").rglob("*.yaml")}
-    modules = {f"{p.relative_to(root / 'src')}" for p in (root / "src").rglob("*.py")}
+    sources = [p for suffix in ("*.py", "*.js", "*.css") for p in (root / "src").rglob(suffix)]
+    modules = {f"{p.relative_to(root / 'src')}" for p in sources}
     assert configs
     assert names >= configs | modules
     others = {name for name in names - configs - modules if ".dist-info/" not in name}

@@ -56,7 +56,7 @@ def test_two_processes_equal_one(overrides, tmp_path):
     two = train(tmp_path / "two", *EXACT, *overrides, "launch.num_processes=2")
     first, second = weights(one), weights(two)
     for name in first:
-        torch.testing.assert_close(second[name], first[name], rtol=2e-5, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(second[name], first[name], rtol=5e-5, atol=5e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_a_run_says_what_its_gradients_do(tmp_path):
