@@ -195,7 +195,7 @@ def test_killed_at_any_moment_the_same_command_ends_with_the_same_model(number):
         child.communicate(timeout=60)
         if finished:
             break
-        if Path("out").exists():  # whole, as the end of this test shows, though the signal may have come after the rename
+        if Path("out").exists():  # whole, as the end shows: the signal may have come after the rename
             break
         time.sleep(0.5)  # the worker of a killed front end dies of its parent's death
     again = runner(*line, "out=out")

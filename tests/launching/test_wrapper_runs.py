@@ -46,7 +46,8 @@ def test_a_cut_run_ends_in_the_same_bits(name, tmp_path):
     "overrides",
     [
         ["wrapper=task_sam", "weighting=cagrad"],
-        ["wrapper=rep_mtl", "weighting=equal"],
+        # Rounding grows a hundredfold in every four steps: the penalty's softmax is steep.
+        ["wrapper=rep_mtl", "weighting=equal", "trainer.max_steps=4", "trainer.eval_every=4"],
         ["wrapper=svd_reweight", "trainer.eval_batch_size=4"],
     ],
     ids=lambda o: o[0],
@@ -56,7 +57,7 @@ def test_two_processes_equal_one(overrides, tmp_path):
     two = train(tmp_path / "two", *EXACT, *overrides, "launch.num_processes=2")
     first, second = weights(one), weights(two)
     for name in first:
-        torch.testing.assert_close(second[name], first[name], rtol=5e-5, atol=5e-5, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(second[name], first[name], rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_a_run_says_what_its_gradients_do(tmp_path):
