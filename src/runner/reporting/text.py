@@ -150,8 +150,15 @@ def _unfinished(table: Table, paint: Paint) -> list[str]:
     for state, group in groupby(runs, key=lambda run: run.state):
         listed = list(group)
         lines += ["", paint(f"{state} ({len(listed)})", "1;31" if state in ("failed", "killed", "damaged") else "1")]
-        lines += _listed(listed, lambda run: f"{run.path.name}  {progress(run)}".rstrip())
+        lines += _listed(listed, lambda run: f"{run.path.name}  {_own_words(run, runs)}{progress(run)}".rstrip())
     return lines
+
+
+def _own_words(run: Run, among: Sequence[Run]) -> str:
+    """The part of a run's command that not all of the others have."""
+    shared = set.intersection(*(set(other.argv) for other in among))
+    own = [word for word in run.argv if word not in shared]
+    return f"{' '.join(own)}  " if own else ""
 
 
 def _listed(runs: Sequence[Run], words: Callable[[Run], str]) -> list[str]:
