@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -197,3 +199,30 @@ def test_levels_that_are_not_read_are_not_made() -> None:
     assert part.spec.strides == whole.spec.strides[2:]
     assert all(torch.equal(a, b) for a, b in zip(kept, everything_made[2:], strict=True))
     assert count(part) < count(whole)
+
+
+def test_losses_of_single_examples_have_the_intermediate_ones_too() -> None:
+    """What is minimised in place of each example's loss is a function of its whole loss."""
+
+    class Squares(Task):
+        kind, loss_kind = "pooled", "regression"
+
+        def __init__(self) -> None:
+            super().__init__("t", out_channels=1, directions={}, headline="loss")
+
+        def loss_sum(self, prediction, target):
+            return (prediction - target).square().sum()
+
+        def loss_count(self, target):
+            return torch.tensor(float(len(target)))
+
+    one = torch.tensor([[1.0], [2.0]], requires_grad=True)
+    two, target = torch.tensor([[3.0], [1.0]]), torch.tensor([[2.5], [0.5]])
+    supervised = Supervised(one, ((0.5, two),))
+    forward = Forward(
+        lambda group, tasks: {"t": supervised}, {"t": Squares()}, torch.device("cpu"), nullcontext, torch.square
+    )
+    forward.loss_sums([Group("g", {"x": one}, {"t": target})])["t"].backward()
+    whole = [1.5**2 + 0.5 * 0.5**2, 1.5**2 + 0.5 * 0.5**2]
+    by_hand = [2 * whole[0] * 2 * (1.0 - 2.5), 2 * whole[1] * 2 * (2.0 - 0.5)]
+    assert one.grad.flatten().tolist() == pytest.approx(by_hand)

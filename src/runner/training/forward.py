@@ -43,7 +43,7 @@ class Forward:
                 sums[name] = sums[name] + loss if name in sums else loss
         return sums
 
-    def _transformed(self, name: str, prediction: Tensor, target: Tensor, loss: Tensor) -> Tensor:
+    def _transformed(self, name: str, prediction: Prediction, target: Tensor, loss: Tensor) -> Tensor:
         """The value of the plain loss sum with the gradient of the transformed one, Σ_i n_i·f(sum_i / n_i)."""
         assert self.per_example is not None
         task, singles = self.tasks[name], [slice(i, i + 1) for i in range(len(target))]
@@ -51,9 +51,8 @@ class Forward:
         labelled = counts > 0
         if not labelled.any():
             return loss
-        losses = torch.stack(
-            [task.loss_sum(prediction[i], target[i]) for i, yes in zip(singles, labelled.tolist(), strict=True) if yes]
-        )
+        kept = [i for i, yes in zip(singles, labelled.tolist(), strict=True) if yes]
+        losses = torch.stack([_loss_sum(task, _part(prediction, i), target[i]) for i in kept])
         counts = counts[labelled]
         changed = (counts * self.per_example(losses / counts)).sum()
         return loss.detach() + (changed - changed.detach())
@@ -67,3 +66,10 @@ def _loss_sum(task: Task, prediction: Prediction, target: Tensor) -> Tensor:
     for weight, auxiliary in prediction.auxiliary:
         loss = loss + weight * task.loss_sum(auxiliary, target)
     return loss
+
+
+def _part(prediction: Prediction, rows: slice) -> Prediction:
+    """The prediction of some examples, with what is supervised beside it."""
+    if not isinstance(prediction, Supervised):
+        return prediction[rows]
+    return Supervised(prediction.prediction[rows], tuple((w, tensor[rows]) for w, tensor in prediction.auxiliary))
