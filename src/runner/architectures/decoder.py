@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from runner.architectures.base import Architecture, check_kinds
 from runner.architectures.heads.base import make_head
-from runner.architectures.heads.resize import upsample
 from runner.backbones.base import Backbone
 from runner.errors import UserError
 from runner.specs import FeatureSpec
@@ -115,8 +114,3 @@ class Decoder(Architecture):
 
     def all_backbones(self) -> list[Backbone]:
         return [self.backbone]
-
-
-def to_image(x_BCHW: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
-    """A low-resolution prediction at the image's size."""
-    return upsample(x_BCHW, stride, size)

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from runner.architectures.decoder import Decoder, Maps, to_image
+from runner.architectures.decoder import Decoder, Maps
 from runner.architectures.heads.layers import Norm, conv_block, normalisation
+from runner.architectures.heads.resize import upsample
 from runner.backbones.base import Backbone
 from runner.config.kinds import NonNegativeFloat, PositiveInt
 from runner.errors import UserError
@@ -110,7 +111,7 @@ class InvPT(Decoder):
         size = features.size or (0, 0)
         between: Maps = {}
         if self.supervised and self.auxiliary_weight:
-            between = {n: [to_image(predicted[n], self.strides[0], size)] for n in tasks}
+            between = {n: [upsample(predicted[n], self.strides[0], size)] for n in tasks}
         stride = max(self.strides[-1] // 2, 1)
         cells = (-(-size[0] // stride), -(-size[1] // stride))
         total: dict[str, Tensor] = {}
@@ -125,7 +126,7 @@ class InvPT(Decoder):
             for n, part in zip(self.dense, parts, strict=True):
                 if n in tasks:
                     wide = part if stage == 0 else self.widen[stage - 1][n](part)  # type: ignore[index]
-                    here = _resize(to_image(wide, self.strides[stage] // stride, cells), cells)
+                    here = _resize(upsample(wide, self.strides[stage] // stride, cells), cells)
                     total[n] = total[n] + here if n in total else here
         return {n: [self.project[n](total[n])] for n in tasks}, between
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from runner.architectures.decoder import Decoder, Maps, to_image
+from runner.architectures.decoder import Decoder, Maps
 from runner.architectures.distillation import Distillation, Residual, SqueezeExcitation
 from runner.architectures.heads.layers import Norm
 from runner.architectures.heads.resize import upsample
@@ -116,7 +116,7 @@ class MTINet(Decoder):
             size = features.size or (0, 0)
             between = {
                 name: [
-                    to_image(classify[name](scale[name]), stride, size)  # type: ignore[index]
+                    upsample(classify[name](scale[name]), stride, size)  # type: ignore[index]
                     for classify, scale, stride in zip(self.classify, scales, self.strides, strict=True)
                 ]
                 for name in tasks

@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from runner.architectures.decoder import Decoder, Maps, to_image
+from runner.architectures.decoder import Decoder, Maps
 from runner.architectures.distillation import Distillation, Residual
 from runner.architectures.heads.layers import Norm
-from runner.architectures.heads.resize import concatenated
+from runner.architectures.heads.resize import concatenated, upsample
 from runner.backbones.base import Backbone
 from runner.config.kinds import NonNegativeFloat, PositiveInt
 from runner.specs import FeatureSpec
@@ -71,7 +71,7 @@ class PADNet(Decoder):
         between: Maps = {}
         if self.supervised and self.auxiliary_weight:
             size = features.size or (0, 0)
-            between = {name: [to_image(self.classify[name](initial[name]), self.stride, size)] for name in tasks}
+            between = {name: [upsample(self.classify[name](initial[name]), self.stride, size)] for name in tasks}
         return {name: [x] for name, x in self.distil(initial, tasks).items()}, between
 
     def _one_map(self, levels: Sequence[Tensor]) -> Tensor:

@@ -44,7 +44,7 @@ def evaluate(
     totals = torch.zeros(2, len(tasks), dtype=torch.float64, device=device)  # loss sums, counts
     position = {name: k for k, name in enumerate(tasks)}
     shown: list[Any] = []
-    with _untouched(model), torch.inference_mode():
+    with untouched(model), torch.inference_mode():
         for n, dataset in enumerate(datasets.values()):
             wanted = math.ceil((panels - len(shown)) / (len(datasets) - n)) if rank == 0 else 0
             for group in eval_batches(
@@ -77,7 +77,7 @@ def evaluate(
 
 
 @contextmanager
-def _untouched(model: nn.Module) -> Iterator[None]:
+def untouched(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside; afterwards the model's mode and torch's random numbers are what they were."""
     modes = {module: module.training for module in model.modules()}
     model.eval()

@@ -16,6 +16,7 @@ from runner.mixtures.base import Dataset
 from runner.mixtures.stream import eval_batches
 from runner.specs import InputSpec
 from runner.tasks.base import Task
+from runner.training.evaluate import untouched
 
 
 def fit_heads(
@@ -43,12 +44,9 @@ def fit_heads(
                 f"finetune.heads=probe fits linear heads on pooled features, task '{name}' has {type(head).__name__}",
                 "set finetune.heads=train",
             )
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    for name, (features_BD, target_B) in _features(model, tasks, datasets, inputs, batch_size, device).items():
-        fit_linear(heads[name].out, tasks[name], features_BD, target_B, decay)
-    for module, mode in modes.items():
-        module.training = mode
+    with untouched(model):
+        for name, (features_BD, target_B) in _features(model, tasks, datasets, inputs, batch_size, device).items():
+            fit_linear(heads[name].out, tasks[name], features_BD, target_B, decay)
 
 
 @torch.no_grad()
