@@ -62,7 +62,7 @@ def merge_run(run: RunDirectory, stop: StopFlag) -> int:
     parts = plain_parts(config)
     model = parts.model.to(processes.device)
     needs = run.info().get("needs", [])
-    start_from(model, config, needs)
+    start_from(model, config, needs, parts.inputs)
     base = body(model)
     runs = expert_runs(needs, list(parts.tasks))
     experts = {task: load_expert(model, path, task) for task, path in runs.items()}
@@ -104,6 +104,7 @@ def merge_run(run: RunDirectory, stop: StopFlag) -> int:
                     "step": 0,
                     "report": report,
                     "merged": final.plain() if isinstance(final, MergedModule) else None,
+                    "inputs": parts.inputs.learned,
                     "config": weights_part(config),
                 },
                 best_step=0,
