@@ -39,7 +39,7 @@ class FrankWolfe(MatrixMerge):
         return torch.stack([c * tau for c, tau in zip(shares.tolist(), taus, strict=True)]).sum(0)
 
     def shares(self, taus: list[Tensor]) -> Tensor:
-        """c (T,) of the simplex, float64."""
+        """Shares c (T,) of the experts, float64: none negative, 1 together."""
         quadratic, linear = interference(taus)
         c = torch.full((len(taus),), 1 / len(taus), dtype=torch.float64)
         enough = self.tolerance * float(linear.abs().max())
