@@ -79,8 +79,9 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
         if settings.ema
         else None
     )
-    wrapper = (build(config.get("wrapper"), weighting, where="wrapper") or Wrapper(weighting)).to(device)
-    forward = wrapper.losses(forward)
+    wrapper: Wrapper = build(config.get("wrapper"), weighting, where="wrapper") or Wrapper(weighting)
+    wrapper.prepare(model, tasks, parts.inputs)
+    forward = wrapper.to(device).losses(forward)
     sampler = build(config["sampler"], {name: len(d) for name, d in train_sets.items()}, where="sampler")
 
     per_epoch = steps_per_epoch({name: len(d) for name, d in train_sets.items()}, sampler, settings.batch_size)
