@@ -29,7 +29,7 @@ def _preset(width: int, layers: int, heads: int, patch: int = 16) -> dict[str, i
 # "mini" is for images of 32 pixels. "vit_tiny" and "small" are those of DeiT, Touvron et al. 2021, arXiv 2012.12877.
 PRESETS = {
     "tiny": _preset(64, 4, 2),
-    "mini": _preset(128, 6, 4, patch=8) | {"image_size": 32},
+    "mini": _preset(128, 4, 4, patch=8) | {"image_size": 32},
     "vit_tiny": _preset(192, 12, 3),
     "small": _preset(384, 12, 6),
     "base": _preset(768, 12, 12),

@@ -116,6 +116,7 @@ class Judge:
                 "strategy": config["merge"]["_target_"].rpartition(".")[2],
                 "experts": {expert: str(path) for expert, path in self.inputs.runs.items()},
                 "bytes": size,
+                "model_bytes": sum(t.numel() * t.element_size() for t in self.parts.model.state_dict().values()),
                 "expert_bytes": sum(t.numel() * t.element_size() for t in self.inputs.base.values()),
                 **report,
                 **summary,
