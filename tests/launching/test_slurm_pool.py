@@ -22,8 +22,8 @@ SLURM = {
 }  # fmt: skip
 LAUNCH = {"scheduler": "slurm", "num_processes": 1, "threads": 1, "slurm": SLURM}
 STAND_INS = {
-    "sbatch": '[ -e "$HERE/down" ] && { echo "Socket timed out" >&2; exit 1; }; echo "sbatch $(basename "$2")" >> "$LOG";'
-    ' echo x >> "$HERE/count"; expr 100 + $(wc -l < "$HERE/count")',
+    "sbatch": '[ -e "$HERE/down" ] && { echo "Socket timed out" >&2; exit 1; };'
+    ' echo "sbatch $(basename "$2")" >> "$LOG"; echo x >> "$HERE/count"; expr 100 + $(wc -l < "$HERE/count")',
     "squeue": '[ -e "$HERE/down" ] && exit 1; cat "$HERE/listed" 2>/dev/null || true',
     "scancel": 'echo "scancel $*" >> "$LOG"',
     "scontrol": 'echo "JobState=$(cat "$HERE/state" 2>/dev/null || echo COMPLETED) Reason=None"',
@@ -177,7 +177,7 @@ def test_a_decision_to_stop_survives_the_process(bench):
 def test_a_controller_that_is_away_for_a_while_is_borne(bench, monkeypatch):
     (bench.here / "down").touch()
     first = bench.job(0)
-    with pytest.raises(UserError, match="squeue"):
+    with pytest.raises(UserError, match="sbatch refuses"):
         bench.pool.step(0)  # at the beginning it is told at once
     (bench.here / "down").unlink()
     bench.listed("101|0|RUNNING|None")

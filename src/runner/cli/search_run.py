@@ -61,7 +61,7 @@ class Asked:
 
     @property
     def at_a_time(self) -> int:
-        """Trials under way together; in Slurm's queue, unless said otherwise, those that need not learn from one another."""
+        """Trials under way together; in the queue, unless said otherwise, as many as need not learn from others."""
         if not self.slurm:
             return int(self.launch["jobs"])
         alone = self.settings.sampler in ("grid", "random")

@@ -20,7 +20,7 @@ tune.trials adds to it.
   tune.objective=relative    relative, pareto, TASK, TASK/METRIC, or [A,B] for a Pareto front
   tune.sampler=tpe           tpe, random, grid, nsga2;   tune.pruner=none|median|hyperband
   tune.trials=20 tune.hours=8 tune.seed=0 launch.jobs=2; `runner tune --cfg job` shows all keys
-  launch=slurm               trials are elements of arrays; tune.driver=slurm submits the search as well
+  launch=slurm               trials are array elements; tune.driver=slurm submits the search, too
   --dry-run                  show the space and the folder, write the scripts; run nothing
 
 examples:
