@@ -201,6 +201,8 @@ class TuneConfig:
     hours: PositiveFloat | None = None
     startup: PositiveInt = 10
     seed: NonNegativeInt = 0
+    retries: NonNegativeInt = 1
+    driver: Literal["here", "slurm"] = "here"
     dir: str | None = None
 
 
