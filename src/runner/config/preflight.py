@@ -10,7 +10,13 @@ from runner.config.keys import signature
 from runner.config.schema import section_defaults
 from runner.config.source import constant
 from runner.config.static import Report
-from runner.config.weighting_fit import batch_parts, log_losses, weighting_mode, wrapper_fit
+from runner.config.weighting_fit import (
+    batch_parts,
+    log_losses,
+    weighting_mode,
+    wrapper_architecture,
+    wrapper_fit,
+)
 from runner.errors import Problem, UserError, suggest
 from runner.reporting.given import read_baseline
 
@@ -281,6 +287,7 @@ CHECKS: tuple[tuple[tuple[str, ...], Callable[[Config, Report], None]], ...] = (
     (("weighting._target_", "trainer.batch_size", "trainer.accumulation", "launch.num_processes"), batch_parts),
     (("mixture.tasks", "tasks", "baseline", "trainer.final_split"), given_baseline),
     (("wrapper._target_", "weighting", "trainer"), wrapper_fit),
+    (("wrapper._target_", "architecture._target_"), wrapper_architecture),
     (("optimizer._target_", "sampler", "mixture"), one_data_set),
 )
 """Each check with the keys it reads."""

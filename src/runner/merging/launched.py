@@ -53,7 +53,7 @@ def merge_run(run: RunDirectory, stop: StopFlag) -> int:
     parts = plain_parts(config)
     model = parts.model.to(processes.device)
     needs = run.info().get("needs", [])
-    start_from(model, config, needs)
+    start_from(model, config, needs, parts.inputs)
     inputs = load_inputs(model, config, needs)
     models = inputs.models(strategy)
     refuse(strategy.check(models.names, True))
@@ -92,6 +92,7 @@ def merge_run(run: RunDirectory, stop: StopFlag) -> int:
                     "step": 0,
                     "report": report,
                     "merged": final.plain() if isinstance(final, MergedModule) else None,
+                    "inputs": parts.inputs.learned,
                     "config": weights_part(config),
                 },
                 best_step=0,

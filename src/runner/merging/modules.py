@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from runner.merging.base import Merge, Merged
-from runner.merging.decoders import decode, read_by
-from runner.merging.packing import packed_bytes, unpack
+from runner.merging.decoders import decode, read_by, unpacked
 from runner.merging.sources import Models
 from runner.types import Group
 
@@ -148,7 +147,7 @@ class Switch(MergedModule):
             for name, shared in self.shared.items():
                 banks: Any = self.parts
                 codes = {
-                    part: unpack(banks[part][name].cpu(), width, shared.numel()).to(shared.device)
+                    part: unpacked(banks[part][name].cpu(), width, shared.shape, 0, shared.numel()).to(shared.device)
                     for part, width in bits.items()
                     if read_by(part, expert)
                 }
@@ -174,8 +173,11 @@ class Switch(MergedModule):
         first = next(iter(shapes.values()))
         floating = {n: t for n, t in first.items() if t.is_floating_point()}
         parts = {
-            part: {n: torch.zeros(packed_bytes(t.numel(), bits), dtype=torch.uint8) for n, t in floating.items()}
-            for part, bits in strategy.parts(tuple(shapes)).items()
+            part: {
+                n: torch.zeros(strategy.code_bytes(part, t.shape, tuple(shapes)), dtype=torch.uint8)
+                for n, t in floating.items()
+            }
+            for part in strategy.parts(tuple(shapes))
         }
         experts, zeros = tuple(shapes), empty(floating)
         return cls(model, strategy, experts, zeros, zeros, parts, plain["state"], plain.get("owner"))

@@ -9,16 +9,16 @@ import numpy as np
 from torch import Tensor
 
 from runner.config.kinds import Fraction
-from runner.tasks.base import Task, count, up
-from runner.tasks.binary_maps import THRESHOLDS, f_scores, probability, threshold_counts, weighted_bce_sum
+from runner.tasks.base import Elementwise, up
+from runner.tasks.binary_maps import THRESHOLDS, f_scores, probability, threshold_counts, weighted_bce
 from runner.tasks.colours import grey_to_rgb
 from runner.tasks.metrics import Metrics
 
 
-class Edge(Task):
+class Edge(Elementwise):
     """Weighted binary cross-entropy on one logit per pixel; F over pixels at fixed thresholds.
 
-    loss_sum: see `weighted_bce_sum`; loss_count: labelled pixels, so that the quotient is InvPT's edge loss.
+    loss_sum: see `weighted_bce`; loss_count: labelled pixels, so that the quotient is InvPT's edge loss.
 
     The F-measures compare pixel with pixel over the whole split: no thinning, no tolerance, no matching. They are
     *not* the odsF of the benchmarks, which matches thinned edges within a distance, and are lower on thin edges.
@@ -44,11 +44,11 @@ class Edge(Task):
         super().__init__(name, out_channels=1, directions=directions, headline=headline, head=head)
         self.positive_weight = positive_weight
 
-    def loss_sum(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return weighted_bce_sum(self, prediction, target, self.positive_weight)
+    def element_losses(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return weighted_bce(self, prediction, target, self.positive_weight)
 
-    def loss_count(self, target: Tensor) -> Tensor:
-        return count(~target.isnan())
+    def element_counts(self, target: Tensor) -> Tensor:
+        return ~target.isnan()
 
     def metrics(self) -> Metrics:
         return Metrics({"thresholds": (3, len(THRESHOLDS))}, self._observe, self._summarise)
