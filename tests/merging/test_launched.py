@@ -145,6 +145,22 @@ def test_an_expert_of_two_tasks_counts_once_and_serves_both(base, tmp_path):
 
 
 @pytest.mark.slow
+def test_codes_per_task_need_not_be_used(base, tmp_path):
+    """Quantised finely enough, the shared model is that of task arithmetic, with its scale chosen in the same way."""
+    words = [f"init={base}", "merging.scales=[0.25,0.5]"]
+    plain = result(execute(frozen(tmp_path, *words, "merge=task_arithmetic")))
+    run = execute(frozen(tmp_path, *words, "merge=tvq", "merge.bits=16", "merging.per_task=false"))
+    found = result(run)
+    assert found["merge"]["bytes"] == found["merge"]["model_bytes"] and len(found["merge"]["curve"]) == 2
+    assert found["merge"]["normalised"] == pytest.approx(plain["merge"]["normalised"], rel=1e-3)
+    masked = execute(frozen(tmp_path, *words, "merge=tall_mask", "merging.per_task=false"))
+    own, start = weights(masked, "best"), weights(base, "best")
+    experts = [weights(Path(path), "best") for path in result(masked)["merge"]["experts"].values()]
+    name = next(n for n in own if n.startswith("backbone."))
+    assert torch.allclose(own[name], start[name] + sum(e[name] - start[name] for e in experts), atol=1e-6)
+
+
+@pytest.mark.slow
 def test_thirty_scales_read_the_experts_once(base, tmp_path, monkeypatch):
     """Once the merge begins, the experts' weights are not there any more."""
     scales = [round(0.05 * n, 2) for n in range(30)]

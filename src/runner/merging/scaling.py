@@ -31,8 +31,10 @@ def merge_with(
         with torch.enable_grad():
             merged = strategy.fit(models, data)
         return merged, {"adapted_on": data.split, **merged.report}
-    if not isinstance(strategy, TaskVectorMerge) or strategy.decoder is not None or not settings.scales:
-        return merge_in_memory(strategy, models), {}
+    restored = strategy.decoder is not None and settings.per_task
+    if not isinstance(strategy, TaskVectorMerge) or restored or not settings.scales:
+        merged = merge_in_memory(strategy, models)
+        return merged if restored else Merged(merged.tensors), {}
     direction = line(strategy, models)
     curve = []
     origin = {name: base.whole(name).float() for name in direction}
