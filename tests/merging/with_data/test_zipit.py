@@ -170,7 +170,7 @@ def test_statistics_are_estimated_again():
 
 
 def test_a_backbone_without_units_is_refused():
-    models, data = make()
+    _, data = make()
     data.model.backbone.norm = nn.GroupNorm(2, 8)
     data.model.backbone.second = nn.GroupNorm(2, 8)
     data.model.backbone.spec.dim = 8
