@@ -21,7 +21,7 @@ class FrankWolfe(MatrixMerge):
     is found (the linear minimisation oracle, layer-wise as in their section 4), and the merged model moves towards it.
     Here the objective is WUDI's, which needs no data: f(τ) = Σ_t ‖(τ − τ_t) τ_tᵀ‖² / ‖τ_t‖², and steps are exact line
     searches from the mean; both are ours. As τ = Σ_t c_t τ_t, all happens in T numbers: f = cᵀQc − 2hᵀc with
-    Q_ab = ⟨τ_a G, τ_b⟩, h_a = ⟨τ_a, H⟩, G and H as in WUDI. The hull keeps far-out ones away; `scale` moves beyond it.
+    Q_ab = ⟨τ_a G, τ_b⟩, h_a = ⟨τ_a, H⟩, G and H as in WUDI. `scale` moves beyond the hull.
 
     Attributes:
         steps: at most.
