@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from runner.architectures.base import Architecture, check_kinds
 from runner.architectures.heads.base import make_head
-from runner.architectures.heads.resize import upsample
+from runner.architectures.side import OverChannels, make_carries, read_stages, resized
 from runner.backbones.base import Backbone
 from runner.backbones.plain import PlainTransformer
 from runner.backbones.staged import StageRun, require_stages
@@ -183,13 +183,7 @@ class Path(nn.Module):
             nn.ModuleList(Adapter(width, reduction) for _ in range(count))
             for width, count in zip(widths, blocks, strict=True)
         )
-        self.carries = nn.ModuleDict(
-            {
-                str(i): nn.Conv2d(widths[i - 1], widths[i], 1)
-                for i in range(1, len(widths))
-                if strides and (widths[i - 1] != widths[i] or strides[i - 1] != strides[i])
-            }
-        )
+        self.carries = make_carries(widths, strides)
         self.norms = nn.ModuleList(OverChannels(width) for width in widths)
 
     def keep_norms(self, indices: Sequence[int]) -> None:
@@ -242,33 +236,6 @@ class Router(nn.Module):
     def forward(self, x: Tensor, paths: Sequence[Tensor]) -> Tensor:
         shares = self.weights(x).to(x.dtype).unflatten(0, (len(x), *[1] * (x.ndim - 1)))
         return sum((shares[..., m + 1] * r for m, r in enumerate(paths)), shares[..., 0] * x)
-
-
-class OverChannels(nn.LayerNorm):
-    """LayerNorm over the channels of (B, C, …)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
-
-
-def read_stages(backbone: Any, kind: str) -> list[int]:
-    """The stages whose states tasks of this kind read; where there is a decoder, dense tasks read its stages."""
-    count = len(backbone.stage_channels)
-    encoder = count - getattr(backbone, "decoder_stages", 0)
-    if kind != "dense":
-        return [encoder - 1]
-    return list(range(encoder if encoder < count else 0, count))
-
-
-def resized(y_BCHW: Tensor, like: Tensor) -> Tensor:
-    """A map at the size of another stage's: means over cells where that is coarser, bilinear where it is finer."""
-    height, width = like.shape[-2:]
-    if y_BCHW.shape[-2] > height or y_BCHW.shape[-1] > width:
-        factor = round(max(y_BCHW.shape[-2] / height, y_BCHW.shape[-1] / width))
-        y_BCHW = F.avg_pool2d(y_BCHW, factor, ceil_mode=True, count_include_pad=False)
-    elif y_BCHW.shape[-2:] != like.shape[-2:]:
-        y_BCHW = upsample(y_BCHW, -(-height // y_BCHW.shape[-2]), (height, width))
-    return y_BCHW
 
 
 def _as_map(state: Tensor, run: StageRun) -> Tensor:

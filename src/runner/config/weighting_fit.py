@@ -81,8 +81,8 @@ def wrapper_fit(config: Config, report: Report) -> None:
     name, method = wrapper.rpartition(".")[2], weighting["_target_"].rpartition(".")[2]
     mode = weighting.get("mode") or constant(weighting["_target_"], "mode") or "parameters"
     ready_made, twice = constant(wrapper, "one_backward"), constant(wrapper, "second_derivatives")
-    adds = constant(wrapper, "adds_loss")
-    if (ready_made or twice or adds) and mode != "parameters":
+    inside = constant(wrapper, "looks_inside")
+    if (ready_made or twice or inside) and mode != "parameters":
         what = f"{name} needs the gradients of the parameters, but {method} has mode={mode}"
         hint = "set weighting.mode=parameters" if "mode" in weighting else "choose another weighting, or wrapper=none"
         report.add("wrapper", what, hint, see="runner ls weighting")
@@ -95,7 +95,7 @@ def wrapper_fit(config: Config, report: Report) -> None:
     if twice and trainer["compile"]:
         what = f"trainer.compile=true cannot take the second derivatives that {name} needs"
         report.add("trainer.compile", what, "trainer.compile=false, or wrapper=none")
-    if adds and trainer["compile"]:
+    if inside and trainer["compile"]:
         what = f"trainer.compile=true hides what {name} looks at between the model's layers"
         report.add("trainer.compile", what, "trainer.compile=false, or wrapper=none")
 

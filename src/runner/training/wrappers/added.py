@@ -25,7 +25,7 @@ class AddedLoss(Wrapper):
         total: examples of the step over all processes, for means.
     """
 
-    adds_loss: ClassVar[bool] = True
+    looks_inside: ClassVar[bool] = True
     total: int
 
     @contextmanager

@@ -68,8 +68,8 @@ class Wrapper(nn.Module):
     second_derivatives: ClassVar[bool] = False
     """True where gradients of gradients are taken, which compiled models do not have."""
 
-    adds_loss: ClassVar[bool] = False
-    """True where a loss of no task is made of what a forward pass left behind: no mode but `parameters` of the
+    looks_inside: ClassVar[bool] = False
+    """True where more is made of a forward pass than the weighting's backward passes: no mode but `parameters` of the
     weighting and no compiled model then."""
 
     architecture: ClassVar[str | None] = None

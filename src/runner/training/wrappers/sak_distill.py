@@ -30,7 +30,7 @@ class SAKDistill(AddedLoss):
     run's own images (ours); a stem and paths from elsewhere come with `init`.
 
     Args:
-        teachers: path → hub id or folder of any image encoder of transformers.
+        teachers: path → hub id or folder of any image encoder of transformers; null drops one.
         alpha: α. cosine: β.
         alone: steps at the start that only distil.
     """
@@ -41,13 +41,14 @@ class SAKDistill(AddedLoss):
         self,
         weighting: Weighting,
         *,
-        teachers: dict[str, str],
+        teachers: dict[str, str | None],
         alpha: NonNegativeFloat = 1.0,
         cosine: Fraction = 0.9,
         alone: NonNegativeInt = 0,
     ) -> None:
         super().__init__(weighting)
-        self.names, self.alpha, self.cosine, self.alone = dict(teachers), alpha, cosine, alone
+        self.names = {name: pretrained for name, pretrained in teachers.items() if pretrained is not None}
+        self.alpha, self.cosine, self.alone = alpha, cosine, alone
         self.aligners = nn.ModuleDict()
         self._teachers: dict[str, Teacher] = {}  # no submodules: a checkpoint does not hold them
 
