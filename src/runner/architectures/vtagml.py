@@ -1,4 +1,4 @@
-"""VTAGML, vision transformer adapters (Bhattacharjee, Süsstrunk and Salzmann 2023, ICCV, arXiv 2308.12372, section 3)."""
+"""VTAGML: adapters on a frozen ViT or Swin in whose attention the tasks meet, mixed by how their gradients agree."""
 
 from __future__ import annotations
 
