@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 
-from runner.config.build import build
+from runner.config.build import build, locate
 from runner.config.paths import config_root
 from runner.config.static import Report
-from runner.config.weighting_fit import wrapper_fit
+from runner.config.weighting_fit import wrapper_architecture, wrapper_fit
 from runner.mixtures.base import Example
 from runner.training.wrappers.base import Wrapper
 from runner.weighting.engine import NonFiniteLoss
 from tests.training.wrappers.worlds import Net, Ranks, World, counts_of, make_group, make_tasks, option, part
 
-NAMES = sorted(path.stem for path in config_root().glob("wrapper/*.yaml"))
+EVERY = sorted(path.stem for path in config_root().glob("wrapper/*.yaml"))
+ONE_ARCHITECTURE = [n for n in EVERY if (t := option("wrapper", n)["_target_"]) and locate(t).architecture is not None]
+"""Wrappers that complete one architecture: `check_promises` is what they keep."""
+NAMES = [name for name in EVERY if name not in ONE_ARCHITECTURE]
 WEIGHTINGS = ["equal", "uncertainty", "imtl_l", "cagrad", "gradvac", "db_mtl"]
 TASKS = make_tasks()
 
@@ -231,3 +235,13 @@ def test_with_every_weighting(wrapper, name):
     assert len(grads) == len(list(Net(TASKS).parameters()))
     assert all(grad.isfinite().all() for grad in grads.values())
     assert any(grad.abs().sum() > 0 for grad in grads.values())
+
+
+@pytest.mark.parametrize("name", ONE_ARCHITECTURE)
+def test_wrappers_of_one_architecture_are_tested_with_it_and_refused_elsewhere(name):
+    tests = (Path(__file__).parents[1] / f"training/wrappers/test_{name}.py").read_text()
+    assert "check_promises(" in tests
+    wrapper, report = option("wrapper", name), Report()
+    wrapper_architecture({"wrapper": wrapper, "architecture": {"_target_": "runner.architectures.mtan.MTAN"}}, report)
+    [(_, problem)] = report.found
+    assert f"works with architecture={locate(wrapper['_target_']).architecture} only" in str(problem)
