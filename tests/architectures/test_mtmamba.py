@@ -10,9 +10,9 @@ import torch.nn.functional as F
 
 from runner.architectures.mtmamba import CrossTask
 from runner.architectures.mtmamba_pp import GuidedCrossTask
-from runner.errors import UserError
 from runner.backbones.resnet import ResNet
 from runner.config.build import build
+from runner.errors import UserError
 from runner.training.cost import forward_cost
 from tests.architectures.samples import task
 from tests.architectures.test_cost import backbone_flops
