@@ -1,4 +1,4 @@
-"""VTAGML: adapters on a frozen ViT or Swin in whose attention the tasks meet, mixed by how their gradients agree."""
+"""VTAGML, vision transformer adapters (Bhattacharjee, Süsstrunk and Salzmann 2023, arXiv 2308.12372, section 3)."""
 
 from __future__ import annotations
 
