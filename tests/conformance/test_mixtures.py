@@ -28,6 +28,7 @@ from runner.specs import InputSpec
 from tests.mixtures.archives import (
     BUILDINGS,
     rooms,
+    write_celeba,
     write_cityscapes,
     write_cityscapes2,
     write_nyuv2_hub,
@@ -46,6 +47,7 @@ MADE = {"nyud": ("NYUD_MT", "nyud_mt"), "nyuv2": ("nyuv2", "nyuv2")}
 
 MINIATURES = {
     "pascal_context": ("PASCALContext", lambda root: write_pascal_context(root, rooms(4), rooms(2, 4))),
+    "celeba": ("celeba", lambda root: write_celeba(root, 24)),
     "cityscapes": ("cityscapes", lambda root: write_cityscapes(root, rooms(4), rooms(2, 4))),
     "cityscapes2": ("cityscapes2", lambda root: write_cityscapes2(root, rooms(4), rooms(2, 4))),
     "nyuv2_hub": ("nyuv2_hub", lambda root: write_nyuv2_hub(root, rooms(4), rooms(2, 4))),
