@@ -16,6 +16,7 @@ SUBSETS = {
     "image": [["dense"], ["pooled"], ["dense", "pooled"]],
     "text": [["pooled"], ["token"]],
     "table": [["pooled"]],
+    "graph": [["pooled"]],
 }
 
 
