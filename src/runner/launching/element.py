@@ -201,10 +201,13 @@ def node_environments(config: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def first_host() -> str:
-    """The name of the job's first node."""
+    """The address of the job's first node, by which Slurm's own daemons reach it; its name where they do the same."""
     listed = os.environ["SLURM_JOB_NODELIST"]
     done = subprocess.run(["scontrol", "show", "hostnames", listed], capture_output=True, text=True, check=True)
-    return done.stdout.split()[0]
+    name = done.stdout.split()[0]
+    done = subprocess.run(["scontrol", "-o", "show", "node", name], capture_output=True, text=True, check=False)
+    words = [word.partition("=")[2] for word in done.stdout.split() if word.startswith("NodeAddr=")]
+    return words[0] if words else name
 
 
 def _follow(job: Job, received: list[int]) -> int:

@@ -13,6 +13,7 @@ from runner.errors import UserError
 from runner.tasks.base import Elementwise, count, down, same_shape, up, where_labelled
 from runner.tasks.colours import range_to_rgb
 from runner.tasks.metrics import Metrics
+from runner.tasks.variants import metrics_with_variants, with_variants
 
 NEAREST = 1e-3
 """Smallest predicted depth in metres where a logarithm or a ratio is taken, and smallest inverse depth in 1/m."""
@@ -39,7 +40,7 @@ class Depth(Elementwise):
     Args:
         loss, space: see above.
         render_range: nearest and farthest depth of pictures, metres.
-        headline, head: see `Task`.
+        headline, head: see `Task`. variants: see `runner.tasks.variants`.
     """
 
     kind = "dense"
@@ -53,13 +54,16 @@ class Depth(Elementwise):
         space: Literal["metres", "log", "inverse"] = "metres",
         render_range: Sequence[float] = (0.0, 10.0),
         headline: Literal["abs_err", "rel_err", "rmse", "rmse_log", "delta1", "delta2", "delta3", "loss"] = "rmse",
+        variants: Sequence[str] = (),
         head: Mapping[str, Any] | None = None,
     ) -> None:
         directions = down("abs_err", "rel_err", "rmse", "rmse_log") | up("delta1", "delta2", "delta3")
+        directions = with_variants(name, directions, variants)
         super().__init__(name, out_channels=1, directions=directions, headline=headline, head=head)
         if loss == "silog" and space != "log":
             raise UserError(f"task '{name}': loss 'silog' compares logarithms", "set space: log, or loss: l1")
         self.loss = loss
+        self.variants = tuple(variants)
         self.space = space
         self.low, self.high = checked_range(name, render_range)
 
@@ -85,7 +89,8 @@ class Depth(Elementwise):
         return has_depth(target)
 
     def metrics(self) -> Metrics:
-        return Metrics({"sums": (7,), "pixels": ()}, self._observe, self._summarise)
+        sums = {"sums": (7,), "pixels": ()}
+        return metrics_with_variants(sums, self._observe, self._summarise, self.variants)
 
     def _observe(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
         same_shape(self, prediction, target)

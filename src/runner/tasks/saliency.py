@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +14,7 @@ from runner.tasks.base import Elementwise, count, down, up
 from runner.tasks.binary_maps import THRESHOLDS, f_scores, probability, threshold_counts, weighted_bce
 from runner.tasks.colours import grey_to_rgb
 from runner.tasks.metrics import Metrics
+from runner.tasks.variants import metrics_with_variants, with_variants
 
 
 class Saliency(Elementwise):
@@ -26,7 +27,7 @@ class Saliency(Elementwise):
     Args:
         positive_weight: weight of salient pixels, 1 - it of the others; null balances every image by itself.
         beta_squared: β² of the F-measure; 0.3 weighs precision more, as usual for saliency.
-        headline, head: see `Task`.
+        headline, head: see `Task`. variants: see `runner.tasks.variants`.
     """
 
     kind = "dense"
@@ -39,10 +40,13 @@ class Saliency(Elementwise):
         positive_weight: Fraction | None = None,
         beta_squared: PositiveFloat = 0.3,
         headline: Literal["max_f", "mae", "loss"] = "max_f",
+        variants: Sequence[str] = (),
         head: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(name, out_channels=1, directions=up("max_f") | down("mae"), headline=headline, head=head)
+        directions = with_variants(name, up("max_f") | down("mae"), variants)
+        super().__init__(name, out_channels=1, directions=directions, headline=headline, head=head)
         self.positive_weight = positive_weight
+        self.variants = tuple(variants)
         self.beta_squared = beta_squared
 
     def element_losses(self, prediction: Tensor, target: Tensor) -> Tensor:
@@ -53,7 +57,7 @@ class Saliency(Elementwise):
 
     def metrics(self) -> Metrics:
         sums = {"thresholds": (3, len(THRESHOLDS)), "error": (), "pixels": ()}
-        return Metrics(sums, self._observe, self._summarise)
+        return metrics_with_variants(sums, self._observe, self._summarise, self.variants)
 
     def _observe(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
         labelled = ~target.isnan()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +15,7 @@ from runner.errors import RunFailed, UserError
 from runner.tasks.base import Elementwise, Task, check_labels, up
 from runner.tasks.colours import classes_to_rgb
 from runner.tasks.metrics import Metrics, accuracy, class_counts, mean_iou, mean_recall
+from runner.tasks.variants import metrics_with_variants, with_variants
 from runner.types import MISSING_INT
 
 
@@ -30,6 +31,8 @@ class Segmentation(Elementwise):
         label_smoothing: share of the target that is spread over all classes.
         class_weights: one weight per class.
         headline, head: see `Task`.
+        variants: see `runner.tasks.variants`; and `miou_all`: classes that occur nowhere count as 0, as in the released
+            code of ASTMT and InvPT; the same on any split in which every class occurs.
     """
 
     kind = "dense"
@@ -43,11 +46,16 @@ class Segmentation(Elementwise):
         label_smoothing: Fraction = 0.0,
         class_weights: list[float] | None = None,
         headline: Literal["miou", "pixel_acc", "mean_acc", "loss"] = "miou",
+        variants: Sequence[str] = (),
         head: Mapping[str, Any] | None = None,
     ) -> None:
-        directions = up("miou", "pixel_acc", "mean_acc")
+        whole = [variant for variant in variants if variant == "miou_all"]
+        parts = [variant for variant in variants if variant != "miou_all"]
+        directions = with_variants(name, up("miou", "pixel_acc", "mean_acc", *whole), parts)
         super().__init__(name, out_channels=num_classes, directions=directions, headline=headline, head=head)
         self.num_classes = num_classes
+        self.variants = tuple(parts)
+        self.whole = tuple(whole)
         self.label_smoothing = label_smoothing
         self.class_weights = weight_per_class(name, class_weights, num_classes)
 
@@ -61,7 +69,8 @@ class Segmentation(Elementwise):
         return cross_entropy_counts(self, target, self.class_weights)
 
     def metrics(self) -> Metrics:
-        return Metrics({"classes": (3, self.num_classes)}, self._observe, self._summarise)
+        sums = {"classes": (3, self.num_classes)}
+        return metrics_with_variants(sums, self._observe, self._summarise, self.variants)
 
     def _observe(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
         check_labels(self, target, self.num_classes)
@@ -70,7 +79,8 @@ class Segmentation(Elementwise):
 
     def _summarise(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         counts = state["classes"]
-        return {"miou": mean_iou(counts), "pixel_acc": accuracy(counts), "mean_acc": mean_recall(counts)}
+        values = {"miou": mean_iou(counts), "pixel_acc": accuracy(counts), "mean_acc": mean_recall(counts)}
+        return values | {name: mean_iou(counts, absent=0.0) for name in self.whole}
 
     def render(self, value: np.ndarray, is_prediction: bool) -> np.ndarray:
         return classes_to_rgb(value.argmax(0) if is_prediction else value)
@@ -79,12 +89,11 @@ class Segmentation(Elementwise):
 class HumanParts(Segmentation):
     """Segmentation of a person into parts, as on PASCAL-Context: background and six parts, mIoU over all seven.
 
-    Loss and metrics are those of `Segmentation`. The released evaluations count an absent class as IoU 0; here it is
-    left out, which is the same on any set in which every part occurs. Images without a person carry no label.
+    Loss and metrics are those of `Segmentation`. Images without a person carry no label.
 
     Args:
         num_classes: 7 = background, head, torso, upper arm, lower arm, upper leg, lower leg.
-        label_smoothing, class_weights, headline, head: see `Segmentation`.
+        label_smoothing, class_weights, headline, variants, head: see `Segmentation`.
     """
 
     kind = "dense"
@@ -98,6 +107,7 @@ class HumanParts(Segmentation):
         label_smoothing: Fraction = 0.0,
         class_weights: list[float] | None = None,
         headline: Literal["miou", "pixel_acc", "mean_acc", "loss"] = "miou",
+        variants: Sequence[str] = (),
         head: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(
@@ -106,6 +116,7 @@ class HumanParts(Segmentation):
             label_smoothing=label_smoothing,
             class_weights=class_weights,
             headline=headline,
+            variants=variants,
             head=head,
         )
 

@@ -75,6 +75,9 @@ class Wrapper(nn.Module):
     architecture: ClassVar[str | None] = None
     """The option of the only architecture that it works with; None works with any."""
 
+    needs_dense: ClassVar[bool] = False
+    """True where it works on dense tasks only."""
+
     around: Surroundings
 
     def __init__(self, weighting: Weighting) -> None:
