@@ -95,8 +95,7 @@ class PascalContext(DenseArchive):
             Download(
                 "https://data.vision.ee.ethz.ch/brdavid/atrc/PASCALContext.tar.gz",
                 "PASCALContext.tar.gz",
-                unpack="",
-                strip=1,
+                unpack="ImageSets/Context/train.txt",
             ),
         ),
         counts={"train": 4998, "val": 5105},
