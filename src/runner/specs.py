@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 InputKind = Literal["image", "text", "table", "graph"]
 TaskKind = Literal["dense", "pooled", "token"]
+
+
+def fingerprint(learned: Any) -> str:
+    """Sixteen characters for a value that JSON can write; the order of dictionaries does not count."""
+    return hashlib.sha256(json.dumps(learned, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,8 @@ class InputSpec:
         vocab_size, pad_token_id, max_length: of the tokenizer.
         num_numeric: F. cardinalities: number of values of each of the C categorical columns.
         elements: atomic numbers that occur. num_atoms: of the largest molecule.
+        learned: fingerprint of what the mixture took from its training data to make inputs (vocabulary; means and codes
+            of columns): weights trained with another one read nonsense. "" where nothing is learned.
     """
 
     kind: InputKind
@@ -34,6 +43,7 @@ class InputSpec:
     cardinalities: tuple[int, ...] = ()
     elements: tuple[int, ...] = ()
     num_atoms: int | None = None
+    learned: str = ""
 
 
 @dataclass(frozen=True)
