@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 InputKind = Literal["image", "text", "table"]
 TaskKind = Literal["dense", "pooled", "token"]
+
+
+def fingerprint(learned: Any) -> str:
+    """Sixteen characters for a value that JSON can write; the order of dictionaries does not count."""
+    return hashlib.sha256(json.dumps(learned, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -20,6 +27,8 @@ class InputSpec:
         size: (H, W) of training images.
         vocab_size, pad_token_id, max_length: of the tokenizer.
         num_numeric: F. cardinalities: number of values of each of the C categorical columns.
+        learned: fingerprint of what the mixture took from its training data to make inputs (vocabulary; means and codes
+            of columns): weights trained with another one read nonsense. "" where nothing is learned.
     """
 
     kind: InputKind
@@ -29,6 +38,7 @@ class InputSpec:
     max_length: int | None = None
     num_numeric: int = 0
     cardinalities: tuple[int, ...] = ()
+    learned: str = ""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,15 @@ from runner.mixtures.base import Mixture
 from runner.mixtures.collate import collate
 from runner.mixtures.stream import eval_batches
 from runner.specs import InputSpec
+from tests.mixtures.archives import (
+    BUILDINGS,
+    rooms,
+    write_cityscapes,
+    write_cityscapes2,
+    write_nyuv2_hub,
+    write_pascal_context,
+    write_taskonomy,
+)
 from tests.mixtures.miniature import expand
 
 FILES = sorted((Path(__file__).resolve().parents[2] / "configs" / "mixture").glob("*.yaml"))
@@ -34,6 +43,18 @@ NO_DATA = ("rooms", "toy_pareto")
 BACKBONES = {"image": "resnet", "text": "bert", "table": "mlp"}
 MADE = {"nyud": ("NYUD_MT", "nyud_mt"), "nyuv2": ("nyuv2", "nyuv2")}
 """Options whose archive the data folder's own script writes: the archive's folder, the script's layout."""
+
+MINIATURES = {
+    "pascal_context": ("PASCALContext", lambda root: write_pascal_context(root, rooms(4), rooms(2, 4))),
+    "cityscapes": ("cityscapes", lambda root: write_cityscapes(root, rooms(4), rooms(2, 4))),
+    "cityscapes2": ("cityscapes2", lambda root: write_cityscapes2(root, rooms(4), rooms(2, 4))),
+    "nyuv2_hub": ("nyuv2_hub", lambda root: write_nyuv2_hub(root, rooms(4), rooms(2, 4))),
+    "taskonomy": ("taskonomy", lambda root: write_taskonomy(root, rooms(8))),
+}
+"""Options whose archive is drawn here: its folder, and what writes it."""
+
+OVERRIDES = {"taskonomy": [f"mixture.buildings.{s}=[{','.join(names)}]" for s, names in BUILDINGS.items()]}
+"""What a miniature has less of."""
 
 
 @cache
@@ -45,7 +66,8 @@ def target(name: str) -> str:
 def config(name: str) -> dict[str, Any]:
     """The option as a run would freeze it."""
     backbone = BACKBONES[constant(target(name), "input_kind")]
-    return finalize(compose("train", [f"mixture={name}", f"backbone={backbone}"]), data=False)["mixture"]
+    overrides = [f"mixture={name}", f"backbone={backbone}", *OVERRIDES.get(name, [])]
+    return finalize(compose("train", overrides), data=False)["mixture"]
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +78,11 @@ def data_root(tmp_path_factory: pytest.TempPathFactory):
     def find(name: str, request: pytest.FixtureRequest) -> str:
         if name in NO_DATA:
             return str(place / "nothing")
+        if name in MINIATURES:
+            folder, write = MINIATURES[name]
+            if not (place / folder).exists():
+                write(place / folder)
+            return str(place)
         data: Path = request.getfixturevalue("runner_data")
         if name not in MADE:
             return str(data)

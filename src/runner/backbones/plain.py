@@ -72,6 +72,23 @@ class PlainTransformer(ImageBackbone):
             levels.append(tokens_BTD[:, 1:].transpose(1, 2).unflatten(2, (height, width)))
         return levels
 
+    def entry_norm(self, block: nn.Module) -> nn.Module:
+        """The LayerNorm before a block's attention."""
+        norm: Any = getattr(block, "layernorm_before", None) or block.norm1
+        return norm
+
+    def scores(self, block: nn.Module, query_BQD: Tensor, key_BKD: Tensor) -> Tensor:
+        """(B, heads, Q, K): what a block's attention compares, products of queries and keys of normalised tokens.
+
+        They are neither scaled nor normalised.
+        """
+        attention: Any = block.attention
+        query, key = (
+            layer(x).unflatten(2, (-1, attention.head_dim)).transpose(1, 2)
+            for layer, x in ((attention.q_proj, query_BQD), (attention.k_proj, key_BKD))
+        )
+        return query @ key.transpose(-2, -1)
+
     @property
     def stage_channels(self) -> tuple[int, ...]:
         """Four stages of tokens, whatever the taps."""

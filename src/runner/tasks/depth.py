@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from runner.errors import UserError
-from runner.tasks.base import Task, count, down, labelled_sum, same_shape, up
+from runner.tasks.base import Elementwise, count, down, same_shape, up, where_labelled
 from runner.tasks.colours import range_to_rgb
 from runner.tasks.metrics import Metrics
 from runner.tasks.variants import metrics_with_variants, with_variants
@@ -22,7 +22,7 @@ DELTA = 1.25
 """δ_i is the share of pixels with max(p/t, t/p) < 1.25^i."""
 
 
-class Depth(Task):
+class Depth(Elementwise):
     """Depth in metres, from a head that predicts it directly, as a logarithm, or as its inverse.
 
     loss_sum sums ℓ(x - f(t)) over labelled pixels (targets that are finite and above 0), loss_count counts them. f is
@@ -67,7 +67,7 @@ class Depth(Task):
         self.space = space
         self.low, self.high = checked_range(name, render_range)
 
-    def loss_sum(self, prediction: Tensor, target: Tensor) -> Tensor:
+    def element_losses(self, prediction: Tensor, target: Tensor) -> Tensor:
         same_shape(self, prediction, target)
         labelled = has_depth(target)
         metres = torch.where(labelled, target, 1.0).float()
@@ -75,17 +75,18 @@ class Depth(Task):
         difference = torch.where(labelled, prediction.float() - wanted, 0.0)
         size = difference.abs()
         if self.loss == "l1":
-            return size.sum()
+            return size
         if self.loss == "l2":
-            return difference.square().sum()
+            return difference.square()
         if self.loss == "berhu":
             c = (size.detach().amax((1, 2, 3), keepdim=True) / 5).clamp_min(torch.finfo(torch.float32).tiny)
-            return labelled_sum(torch.where(size <= c, size, 0.5 * (size * (size / c) + c)), labelled)
-        pixels = labelled.sum((1, 2, 3)).clamp_min(1)
-        return difference.square().sum() - 0.5 * (difference.sum((1, 2, 3)).square() / pixels).sum()
+            return where_labelled(torch.where(size <= c, size, 0.5 * (size * (size / c) + c)), labelled)
+        # Σ d² - ½ (Σ d)²/n of an image, as a sum over its pixels; d is 0 where there is no label.
+        mean = difference.sum((1, 2, 3), keepdim=True) / labelled.sum((1, 2, 3), keepdim=True).clamp_min(1)
+        return difference * (difference - 0.5 * mean)
 
-    def loss_count(self, target: Tensor) -> Tensor:
-        return count(has_depth(target))
+    def element_counts(self, target: Tensor) -> Tensor:
+        return has_depth(target)
 
     def metrics(self) -> Metrics:
         sums = {"sums": (7,), "pixels": ()}

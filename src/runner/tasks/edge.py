@@ -9,17 +9,17 @@ import numpy as np
 from torch import Tensor
 
 from runner.config.kinds import Fraction
-from runner.tasks.base import Task, count, up
-from runner.tasks.binary_maps import THRESHOLDS, f_scores, probability, threshold_counts, weighted_bce_sum
+from runner.tasks.base import Elementwise, up
+from runner.tasks.binary_maps import THRESHOLDS, f_scores, probability, threshold_counts, weighted_bce
 from runner.tasks.boundaries.metric import BoundaryMetrics, boundary_scores
 from runner.tasks.colours import grey_to_rgb
 from runner.tasks.metrics import Metrics
 
 
-class Edge(Task):
+class Edge(Elementwise):
     """Weighted binary cross-entropy on one logit per pixel; odsF, oisF, AP, and F over pixels.
 
-    loss_sum: see `weighted_bce_sum`; loss_count: labelled pixels, so that the quotient is InvPT's edge loss.
+    loss_sum: see `weighted_bce`; loss_count: labelled pixels, so that the quotient is InvPT's edge loss.
 
     `ods_f`, `ois_f` and `ap` are the benchmarks' numbers: ridges of the predicted map, thinned, in one-to-one
     correspondence with the thinned truth within `max_dist` (`runner.tasks.boundaries`). They are taken at the size the
@@ -52,11 +52,11 @@ class Edge(Task):
         self.positive_weight = positive_weight
         self.max_dist = max_dist
 
-    def loss_sum(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return weighted_bce_sum(self, prediction, target, self.positive_weight)
+    def element_losses(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return weighted_bce(self, prediction, target, self.positive_weight)
 
-    def loss_count(self, target: Tensor) -> Tensor:
-        return count(~target.isnan())
+    def element_counts(self, target: Tensor) -> Tensor:
+        return ~target.isnan()
 
     def metrics(self) -> Metrics:
         sums = {"thresholds": (3, len(THRESHOLDS))}

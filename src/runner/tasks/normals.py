@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runner.tasks.base import Task, count, down, same_shape, up
+from runner.tasks.base import Elementwise, count, down, same_shape, up, where_labelled
 from runner.tasks.colours import directions_to_rgb
 from runner.tasks.metrics import Metrics
 from runner.tasks.variants import metrics_with_variants, with_variants
@@ -20,7 +20,7 @@ BIN = 0.01
 BINS = round(180 / BIN)
 
 
-class Normals(Task):
+class Normals(Elementwise):
     """Unit normals from three channels, which are normalised here; angles over all pixels of the split.
 
     A pixel is labelled where all three components are known and not all 0. loss_sum over labelled pixels: "cosine"
@@ -52,16 +52,16 @@ class Normals(Task):
         self.loss = loss
         self.variants = tuple(variants)
 
-    def loss_sum(self, prediction: Tensor, target: Tensor) -> Tensor:
+    def element_losses(self, prediction: Tensor, target: Tensor) -> Tensor:
         same_shape(self, prediction, target)
         labelled = has_normal(target)
         n = unit(prediction.float())
         t = torch.where(labelled, target, 0.0).float()
         losses = (n - t).abs().sum(1, keepdim=True) if self.loss == "l1" else 1.0 - (n * t).sum(1, keepdim=True)
-        return torch.where(labelled, losses, 0.0).sum()
+        return where_labelled(losses, labelled)
 
-    def loss_count(self, target: Tensor) -> Tensor:
-        return count(has_normal(target))
+    def element_counts(self, target: Tensor) -> Tensor:
+        return has_normal(target)
 
     def metrics(self) -> Metrics:
         sums = {"angle": (), "within": (len(SHARES),), "histogram": (BINS,), "pixels": ()}

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 from runner.config.kinds import Fraction, PositiveFloat
-from runner.tasks.base import Task, count, down, up
-from runner.tasks.binary_maps import THRESHOLDS, f_scores, probability, threshold_counts, weighted_bce_sum
+from runner.tasks.base import Elementwise, count, down, up
+from runner.tasks.binary_maps import THRESHOLDS, f_scores, probability, threshold_counts, weighted_bce
 from runner.tasks.colours import grey_to_rgb
 from runner.tasks.metrics import Metrics
 from runner.tasks.variants import metrics_with_variants, with_variants
 
 
-class Saliency(Task):
+class Saliency(Elementwise):
     """Binary cross-entropy on one logit per pixel; `max_f` and `mae`.
 
-    loss_sum: see `weighted_bce_sum`; loss_count: labelled pixels. `max_f` is the best F_β over 19 thresholds with
+    loss_sum: see `weighted_bce`; loss_count: labelled pixels. `max_f` is the best F_β over 19 thresholds with
     counts taken over the whole split (as ATRC and InvPT evaluate PASCAL-Context); `mae` is the mean of |σ(x) - y|.
     The sigmoid is applied once, here; heads give logits.
 
@@ -49,11 +49,11 @@ class Saliency(Task):
         self.variants = tuple(variants)
         self.beta_squared = beta_squared
 
-    def loss_sum(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return weighted_bce_sum(self, prediction, target, self.positive_weight)
+    def element_losses(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return weighted_bce(self, prediction, target, self.positive_weight)
 
-    def loss_count(self, target: Tensor) -> Tensor:
-        return count(~target.isnan())
+    def element_counts(self, target: Tensor) -> Tensor:
+        return ~target.isnan()
 
     def metrics(self) -> Metrics:
         sums = {"thresholds": (3, len(THRESHOLDS)), "error": (), "pixels": ()}

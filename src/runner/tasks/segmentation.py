@@ -12,14 +12,14 @@ from torch.nn import functional as F
 
 from runner.config.kinds import Fraction, PositiveInt
 from runner.errors import RunFailed, UserError
-from runner.tasks.base import Task, check_labels, count, up
+from runner.tasks.base import Elementwise, Task, check_labels, up
 from runner.tasks.colours import classes_to_rgb
 from runner.tasks.metrics import Metrics, accuracy, class_counts, mean_iou, mean_recall
 from runner.tasks.variants import metrics_with_variants, with_variants
 from runner.types import MISSING_INT
 
 
-class Segmentation(Task):
+class Segmentation(Elementwise):
     """Cross-entropy over labelled pixels; mean IoU over one global count of pixels.
 
     loss_sum = Σ_i w[y_i]·CE_i, loss_count = Σ_i w[y_i] over labelled pixels i, with w the class weights or 1: the
@@ -60,10 +60,13 @@ class Segmentation(Task):
         self.class_weights = weight_per_class(name, class_weights, num_classes)
 
     def loss_sum(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return cross_entropy_sum(self, prediction, target, self.class_weights, self.label_smoothing)
+        return cross_entropy(self, prediction, target, self.class_weights, self.label_smoothing, "sum")
 
-    def loss_count(self, target: Tensor) -> Tensor:
-        return cross_entropy_count(self, target, self.class_weights)
+    def element_losses(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return cross_entropy(self, prediction, target, self.class_weights, self.label_smoothing, "none")
+
+    def element_counts(self, target: Tensor) -> Tensor:
+        return cross_entropy_counts(self, target, self.class_weights)
 
     def metrics(self) -> Metrics:
         sums = {"classes": (3, self.num_classes)}
@@ -133,34 +136,41 @@ def weight_per_class(task: str, weights: list[float] | None, num_classes: int) -
     return torch.tensor(weights, dtype=torch.float32)
 
 
-def cross_entropy_sum(
-    task: Task, prediction: Tensor, target: Tensor, weights: Tensor | None, label_smoothing: float
+def cross_entropy(
+    task: Task,
+    prediction: Tensor,
+    target: Tensor,
+    weights: Tensor | None,
+    label_smoothing: float,
+    reduction: Literal["sum", "none"],
 ) -> Tensor:
-    """Summed cross-entropy of (B, C, …) logits and (B, …) class numbers, in float32."""
+    """Cross-entropy of (B, C, …) logits and (B, …) class numbers, in float32: its sum, or in the target's shape."""
     if prediction.shape[:1] + prediction.shape[2:] != target.shape or prediction.shape[1] != task.out_channels:
         raise RunFailed(
             f"task '{task.name}': the head predicts {tuple(prediction.shape)} (classes second) and the target is"
             f" {tuple(target.shape)} with {task.out_channels} classes",
             "dense targets must have the size of the input image, and the head the task's number of channels",
         )
+    shape = target.shape
     if prediction.is_cuda and torch.are_deterministic_algorithms_enabled():
         # torch has a deterministic kernel for (N, C) only; elsewhere this would cost a copy for nothing
         prediction, target = prediction.movedim(1, -1).flatten(0, -2), target.flatten()
-    return F.cross_entropy(
+    losses = F.cross_entropy(
         prediction.float(),
         target,
         weight=None if weights is None else weights.to(prediction.device),
         ignore_index=MISSING_INT,
-        reduction="sum",
+        reduction=reduction,
         label_smoothing=label_smoothing,
     )
+    return losses if reduction == "sum" else losses.view(shape)
 
 
-def cross_entropy_count(task: Task, target: Tensor, weights: Tensor | None) -> Tensor:
-    """The denominator of `cross_entropy_sum`: labelled elements, each counted with its class's weight."""
+def cross_entropy_counts(task: Task, target: Tensor, weights: Tensor | None) -> Tensor:
+    """What each element counts in the denominator: its class's weight, or True where it has a label."""
     check_labels(task, target, task.out_channels)
     labelled = target != MISSING_INT
     if weights is None:
-        return count(labelled)
+        return labelled
     per_element = weights.to(target.device, torch.float64)[torch.where(labelled, target, 0)]
-    return torch.where(labelled, per_element, 0.0).sum()
+    return torch.where(labelled, per_element, 0.0)

@@ -101,8 +101,8 @@ class RepresentationPass(Pass):
         reached = set(engine.reach.of(engine.present))
         trunk = [engine.parameters[i] for i in self.trunk if i in reached]
         if self.grads is not None:
-            combined = weights_K @ engine.reduce(self.grads.finish())
-            for i, grad in zip(self.trunk, self.grads.split(combined), strict=True):
+            engine.reduce(self.grads.finish())
+            for i, grad in zip(self.trunk, self.grads.combine(weights_K), strict=True):
                 if i in reached:
                     set_grad(engine.parameters[i], grad)
         else:
