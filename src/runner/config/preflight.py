@@ -42,7 +42,7 @@ def input_kinds(config: Config, report: Report) -> None:
         report.add("backbone", what, hint, see="runner ls backbone")
 
 
-_KIND_WORDS = {"image": "images", "text": "text", "table": "tables"}
+_KIND_WORDS = {"image": "images", "text": "text", "table": "tables", "graph": "molecules"}
 
 
 def batch_split(config: Config, report: Report) -> None:

@@ -121,6 +121,8 @@ def _compute(parts: Parts, cost: Cost) -> str:
         example = f"an image of {height} x {width}"
     elif parts.inputs.kind == "text":
         example = f"a text of {group.inputs['input_ids'].shape[1]} tokens"
+    elif parts.inputs.kind == "graph":
+        example = f"a molecule of {group.inputs['atoms'].shape[1]} atoms"
     times = f", {cost.flops / alone.flops:.2f} x one pass of the backbone" if alone.flops else ""
     return (
         f"compute   {in_words(cost.flops)} forward for {example}{times}; "
