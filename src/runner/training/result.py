@@ -16,7 +16,7 @@ from runner.launching.rundir import RunDirectory
 from runner.tracking import Tracker
 from runner.training.assemble import Parts
 from runner.training.comparison import compare
-from runner.training.evaluate import evaluate
+from runner.training.evaluate import evaluate_parts
 from runner.training.processes import Processes
 from runner.training.selection import Selection
 from runner.weighting.base import MODES, Weighting
@@ -47,20 +47,7 @@ def write_result(
     split = settings.final_split or "validation"
     results = selection.best_results
     if split == "test":
-        results, panels = evaluate(
-            model,
-            parts.tasks,
-            parts.mixture.datasets(split),
-            parts.inputs,
-            batch_size=settings.eval_batch_size or settings.batch_size,
-            device=processes.device,
-            num_workers=settings.num_workers,
-            rank=processes.rank,
-            world_size=processes.count,
-            reduce=processes.reduce,
-            autocast=processes.accelerator.autocast,
-            panels=settings.panels,
-        )
+        results, panels = evaluate_parts(model, parts.mixture.datasets(split), parts, processes, settings)
         if tracker is not None:
             tracker.scalars(steps, split, results)
             tracker.panels(steps, split, panels)
