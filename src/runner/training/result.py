@@ -92,7 +92,7 @@ def _study(model: nn.Module, parts: Parts, settings: TrainerConfig, processes: P
     plain: Any = model.module if isinstance(model, AveragedModel) else model
 
     def measure() -> Results:
-        return evaluate_parts(plain, parts.mixture.datasets("validation"), parts, processes, settings)[0]
+        return evaluate_parts(plain, parts.mixture.datasets("validation"), parts, processes, settings, panels=0)[0]
 
     probe = probe_group(parts.inputs).to(processes.device)
     return plain.study(measure, lambda tasks: forward_cost(plain, probe, tasks).flops)
