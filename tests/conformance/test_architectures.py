@@ -126,7 +126,7 @@ def test_heads_of_other_tasks_do_not_run(model, world):
     model(group(kind), [first])
     for hook in hooks:
         hook.remove()
-    assert ran == [first]
+    assert set(ran) == {first}  # it may run more than once, for intermediate supervision
 
 
 def test_every_parameter_is_reached_by_a_task(model, world):

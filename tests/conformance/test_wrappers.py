@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 
-from runner.config.build import build
+from runner.config.build import build, locate
 from runner.config.paths import config_root
 from runner.config.static import Report
-from runner.config.weighting_fit import wrapper_fit
+from runner.config.weighting_fit import wrapper_architecture, wrapper_fit
 from runner.mixtures.base import Example
 from runner.training.wrappers.base import Wrapper
 from runner.weighting.engine import NonFiniteLoss
 from tests.training.wrappers.worlds import Net, Ranks, World, counts_of, make_group, make_tasks, option, part
 
-NAMES = sorted(path.stem for path in config_root().glob("wrapper/*.yaml"))
+EVERY = sorted(path.stem for path in config_root().glob("wrapper/*.yaml"))
+CLASSES = {n: locate(t) for n in EVERY if (t := option("wrapper", n)["_target_"])}
+ONE_ARCHITECTURE = [name for name, cls in CLASSES.items() if cls.architecture is not None]
+REAL = [name for name, cls in CLASSES.items() if cls.architecture is not None or cls.needs_dense]
+"""Wrappers that need more than the net of this suite: their own tests call `check_promises`."""
+NAMES = [name for name in EVERY if name not in REAL]
 WEIGHTINGS = ["equal", "uncertainty", "imtl_l", "cagrad", "gradvac", "db_mtl"]
 TASKS = make_tasks()
 
@@ -231,3 +237,17 @@ def test_with_every_weighting(wrapper, name):
     assert len(grads) == len(list(Net(TASKS).parameters()))
     assert all(grad.isfinite().all() for grad in grads.values())
     assert any(grad.abs().sum() > 0 for grad in grads.values())
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_wrappers_that_need_a_real_model_are_tested_with_one(name):
+    tests = (Path(__file__).parents[1] / f"training/wrappers/test_{name}.py").read_text()
+    assert "check_promises(" in tests
+
+
+@pytest.mark.parametrize("name", ONE_ARCHITECTURE)
+def test_wrappers_of_one_architecture_are_refused_elsewhere(name):
+    wrapper, report = option("wrapper", name), Report()
+    wrapper_architecture({"wrapper": wrapper, "architecture": {"_target_": "runner.architectures.mtan.MTAN"}}, report)
+    [(_, problem)] = report.found
+    assert f"works with architecture={locate(wrapper['_target_']).architecture} only" in str(problem)

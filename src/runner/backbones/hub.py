@@ -14,13 +14,17 @@ TIMEOUT_S = 5.0
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-def local_checkpoint(pretrained: str) -> Path:
+def local_checkpoint(pretrained: str, key: str = "backbone.pretrained") -> Path:
     """The directory of a checkpoint: a local one as it is, a hub id from the cache or else downloaded into it.
+
+    Args:
+        pretrained: a directory or a hub id.
+        key: of the configuration that names it, for messages.
 
     Raises:
         UserError: there is no such directory or repository, it cannot be reached, or it has no safetensors weights.
     """
-    where = f"backbone.pretrained={pretrained}"
+    where = f"{key}={pretrained}"
     path = Path(pretrained).expanduser()
     if not path.is_dir():
         local = path.exists() or path.is_absolute() or pretrained.startswith((".", "~"))
@@ -79,8 +83,8 @@ def _from_hub(hub_id: str, where: str) -> Path:
     except (OSError, HfHubHTTPError) as error:
         raise UserError(
             f"{where}: not in the local cache, and the Hugging Face hub cannot be reached",
-            f"where there is network, run `hf download {hub_id} --local-dir DIR`, then set backbone.pretrained=DIR; "
-            "or backbone.pretrained=null",
+            f"where there is network, run `hf download {hub_id} --local-dir DIR`, then set {where.partition('=')[0]}=DIR; "
+            f"or {where.partition('=')[0]}=null",
         ) from error
 
 

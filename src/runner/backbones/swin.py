@@ -66,7 +66,7 @@ class Swin(ImageBackbone):
         super().__init__(inputs, FeatureSpec(channels, strides, channels[-1]), mean, std)
         self.trunk = trunk
         for block in self.blocks():
-            block.set_shift_and_window_size = _Shift(block)
+            block.set_shift_and_window_size = Shift(block)
         self.neck: LevelNorms | None = LevelNorms(channels[:-1])
         self.finish(frozen, gradient_checkpointing)
 
@@ -127,7 +127,7 @@ class Swin(ImageBackbone):
         return [*self.neck(levels[:-1]), levels[-1]]
 
 
-class _Shift:
+class Shift:
     """Decides in every forward pass whether a block shifts its windows: not where one window covers the map.
 
     The rule of the published code, under which checkpoints were trained. transformers' own method applies it once and

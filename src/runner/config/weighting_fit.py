@@ -81,7 +81,8 @@ def wrapper_fit(config: Config, report: Report) -> None:
     name, method = wrapper.rpartition(".")[2], weighting["_target_"].rpartition(".")[2]
     mode = weighting.get("mode") or constant(weighting["_target_"], "mode") or "parameters"
     ready_made, twice = constant(wrapper, "one_backward"), constant(wrapper, "second_derivatives")
-    if (ready_made or twice) and mode != "parameters":
+    inside = constant(wrapper, "looks_inside")
+    if (ready_made or twice or inside) and mode != "parameters":
         what = f"{name} needs the gradients of the parameters, but {method} has mode={mode}"
         hint = "set weighting.mode=parameters" if "mode" in weighting else "choose another weighting, or wrapper=none"
         report.add("wrapper", what, hint, see="runner ls weighting")
@@ -94,3 +95,17 @@ def wrapper_fit(config: Config, report: Report) -> None:
     if twice and trainer["compile"]:
         what = f"trainer.compile=true cannot take the second derivatives that {name} needs"
         report.add("trainer.compile", what, "trainer.compile=false, or wrapper=none")
+    if inside and trainer["compile"]:
+        what = f"trainer.compile=true hides what {name} looks at between the model's layers"
+        report.add("trainer.compile", what, "trainer.compile=false, or wrapper=none")
+
+
+def wrapper_architecture(config: Config, report: Report) -> None:
+    """A wrapper that completes one architecture goes with no other."""
+    wrapper = config["wrapper"]["_target_"]
+    needed = None if wrapper is None else constant(wrapper, "architecture")
+    if needed is not None and config["architecture"]["_target_"].split(".")[-2] != needed:
+        name = wrapper.rpartition(".")[2]
+        report.add(
+            "wrapper", f"{name} works with architecture={needed} only", f"architecture={needed}, or wrapper=none"
+        )

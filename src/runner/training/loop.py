@@ -25,7 +25,7 @@ from runner.mixtures.stream import Stream, steps_per_epoch
 from runner.tracking import Tracker
 from runner.training.assemble import Parts, assemble, counted_as_shared, has_batchnorm, trainable
 from runner.training.averages import Averages
-from runner.training.checkpoints import Checkpoints, load_weights, rng_state, set_rng_state
+from runner.training.checkpoints import Checkpoints, check_inputs, load_weights, rng_state, set_rng_state
 from runner.training.evaluate import evaluate
 from runner.training.forward import Forward
 from runner.training.look_ahead import LookAhead, label_counts
@@ -79,8 +79,9 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
         if settings.ema
         else None
     )
-    wrapper = (build(config.get("wrapper"), weighting, where="wrapper") or Wrapper(weighting)).to(device)
-    forward = wrapper.losses(forward)
+    wrapper: Wrapper = build(config.get("wrapper"), weighting, where="wrapper") or Wrapper(weighting)
+    wrapper.prepare(model, tasks, parts.inputs)
+    forward = wrapper.to(device).losses(forward)
     sampler = build(config["sampler"], {name: len(d) for name, d in train_sets.items()}, where="sampler")
 
     per_epoch = steps_per_epoch({name: len(d) for name, d in train_sets.items()}, sampler, settings.batch_size)
@@ -125,6 +126,7 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
     newest = checkpoints.newest()
     loaded = checkpoints.load(newest) if newest is not None else None
     if loaded is not None:
+        check_inputs(loaded.path, parts.inputs)
         load_weights(model, loaded.path / "model.safetensors")
         if ema is not None:
             load_weights(ema, loaded.path / "ema.safetensors")
@@ -201,6 +203,7 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
                 "skipped": [nonfinite.skipped, nonfinite.in_a_row],
                 "averages": averages.state_dict(),
                 "selection": selection.state_dict(),
+                "inputs": parts.inputs.learned,
                 "config": weights_part(config),
             },
             best_step=selection.best_step,

@@ -9,14 +9,16 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from runner.config.schema import TrainerConfig
 from runner.files import write_json
 from runner.launching.rundir import RunDirectory
 from runner.tracking import Tracker
-from runner.training.assemble import Parts
+from runner.training.assemble import Parts, probe_group
 from runner.training.comparison import compare
-from runner.training.evaluate import evaluate
+from runner.training.cost import forward_cost
+from runner.training.evaluate import Results, evaluate
 from runner.training.processes import Processes
 from runner.training.selection import Selection
 from runner.weighting.base import MODES, Weighting
@@ -64,6 +66,7 @@ def write_result(
         if tracker is not None:
             tracker.scalars(steps, split, results)
             tracker.panels(steps, split, panels)
+    studied = _study(model, parts, settings, processes)
     memory = peak_memory_mb(processes.device)
     result = {
         "status": "COMPLETED",
@@ -89,11 +92,35 @@ def write_result(
     }
     if run.config().get("reference"):
         result["reference"] = run.config()["reference"]
+    result |= studied
     result |= compare(run.config(), run.info().get("needs", []), results, parts.tasks, split)
     if tracker is not None:
         write_json(run.path / "result.json", result)
         tracker.table(result, parts.tasks)
     return result
+
+
+def _study(model: nn.Module, parts: Parts, settings: TrainerConfig, processes: Processes) -> dict[str, Any]:
+    """What the architecture itself finds out about its best weights, on the validation split."""
+    plain: Any = model.module if isinstance(model, AveragedModel) else model
+
+    def measure() -> Results:
+        return evaluate(
+            plain,
+            parts.tasks,
+            parts.mixture.datasets("validation"),
+            parts.inputs,
+            batch_size=settings.eval_batch_size or settings.batch_size,
+            device=processes.device,
+            num_workers=settings.num_workers,
+            rank=processes.rank,
+            world_size=processes.count,
+            reduce=processes.reduce,
+            autocast=processes.accelerator.autocast,
+        )[0]
+
+    probe = probe_group(parts.inputs).to(processes.device)
+    return plain.study(measure, lambda tasks: forward_cost(plain, probe, tasks).flops)
 
 
 def approximations(weighting: Weighting) -> list[str]:

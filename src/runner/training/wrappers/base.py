@@ -4,6 +4,7 @@ A wrapper stands between the loop and the weighting engine. The loop hands it a 
 losses (perhaps others than the tasks' own) to the engine, as the loop would, and may add to what the engine leaves in
 `.grad`. What the engine promises stays true: losses and gradients of the whole step, however it was split.
 
+    wrapper.prepare(model, tasks, inputs)   # before the optimizer asks for its parameters
     wrapper.attach(Surroundings(...))       # once everything is built
     wrapper.start()                         # before the first step of a new run, not after a resume
     report = wrapper.gradients(micro_batches, counts, step, per_epoch)     # every parameter's .grad is ready
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from runner.mixtures.base import Dataset
 from runner.specs import InputSpec
+from runner.tasks.base import Task
 from runner.training.forward import Forward
 from runner.types import Batch
 from runner.weighting.base import Weighting
@@ -66,15 +68,33 @@ class Wrapper(nn.Module):
     second_derivatives: ClassVar[bool] = False
     """True where gradients of gradients are taken, which compiled models do not have."""
 
+    looks_inside: ClassVar[bool] = False
+    """True where more is made of a forward pass than the weighting's backward passes: no mode but `parameters` of the
+    weighting and no compiled model then."""
+
+    architecture: ClassVar[str | None] = None
+    """The option of the only architecture that it works with; None works with any."""
+
+    needs_dense: ClassVar[bool] = False
+    """True where it works on dense tasks only."""
+
     around: Surroundings
 
     def __init__(self, weighting: Weighting) -> None:
         super().__init__()
         self.task_names = list(weighting.task_names)
 
+    def prepare(self, model: nn.Module, tasks: Mapping[str, Task], inputs: InputSpec) -> None:
+        """Called once, before parameters are asked for: makes what depends on the model.
+
+        Raises:
+            UserError: the model is not one that it works with.
+        """
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups of own parameters for the optimizer."""
-        return []
+        own = [p for p in self.parameters() if p.requires_grad]
+        return [{"params": own}] if own else []
 
     def attach(self, around: Surroundings) -> None:
         """Called once, before anything is loaded from a checkpoint."""
