@@ -95,6 +95,9 @@ def wrapper_fit(config: Config, report: Report) -> None:
     if twice and trainer["compile"]:
         what = f"trainer.compile=true cannot take the second derivatives that {name} needs"
         report.add("trainer.compile", what, "trainer.compile=false, or wrapper=none")
+    if constant(wrapper, "changes_structure") and trainer.get("ema"):
+        what = f"trainer.ema averages weights over steps between which {name} changes what they stand for"
+        report.add("trainer.ema", what, "trainer.ema=null, or wrapper=none")
     if inside and trainer["compile"]:
         what = f"trainer.compile=true hides what {name} looks at between the model's layers"
         report.add("trainer.compile", what, "trainer.compile=false, or wrapper=none")
