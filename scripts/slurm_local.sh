@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A real one-node Slurm on this machine, to try `launch=slurm` and to run `pytest -m slurm`; needs root.
+# A real Slurm of one node, or a few, on this machine, to try `launch=slurm` and to run `pytest -m slurm`; needs root.
 #
 #     apt-get install slurm-wlm munge          # Debian, Ubuntu
 #     sudo scripts/slurm_local.sh start        # a controller and one node with all cores of this machine
@@ -8,6 +8,7 @@
 #     sudo scripts/slurm_local.sh stop
 #
 #     scripts/slurm_local.sh status | restart
+#     sudo SLURM_LOCAL_NODES=2 scripts/slurm_local.sh start    # two nodes, both of them this machine
 #
 # No accounting: squeue and scontrol work, sacct does not. Requeued jobs start again after seconds instead of two
 # minutes, so that tests are quick. State lies in SLURM_LOCAL_DIR (default /var/lib/slurm-local); `stop` removes it. The
@@ -18,6 +19,8 @@ dir=${SLURM_LOCAL_DIR:-/var/lib/slurm-local}
 conf=$dir/slurm.conf
 link=/etc/slurm/slurm.conf
 host=$(hostname -s)
+nodes=${SLURM_LOCAL_NODES:-1}
+port=${SLURM_LOCAL_NODE_PORT:-16818} # of the first node; the others have the next ones
 
 fail() {
   echo "error: $1" >&2
@@ -26,6 +29,11 @@ fail() {
 }
 
 ours() { [ -L "$link" ] && [ "$(readlink "$link")" = "$conf" ]; }
+
+names() { # of the nodes
+  [ "$nodes" = 1 ] && echo "$host" && return
+  seq -f "$host-%g" "$nodes"
+}
 
 alive() { # PIDFILE NAME: whether the process in the file lives and is that program
   [ -s "$1" ] && [ "$(cat "/proc/$(cat "$1")/comm" 2>/dev/null)" = "$2" ]
@@ -48,18 +56,18 @@ start() {
   for program in slurmctld slurmd munged sbatch; do
     command -v "$program" >/dev/null || fail "there is no $program" "apt-get install slurm-wlm munge"
   done
-  if ours && alive "$dir/slurmctld.pid" slurmctld && alive "$dir/slurmd.pid" slurmd; then
+  if ours && alive "$dir/slurmctld.pid" slurmctld && ls "$dir"/slurmd-*.pid >/dev/null 2>&1; then
     echo "it runs already"
     return
   fi
   if [ -e "$link" ] && ! ours; then
     fail "$link is there: this machine has a Slurm of its own" "use that one; this script would get in its way"
   fi
-  mkdir -p "$dir/state" "$dir/spool" /etc/slurm
+  mkdir -p "$dir/state" /etc/slurm
   start_munge
   local cores memory
-  cores=$(nproc)
-  memory=$(awk '/MemTotal/ {print int($2 / 1024 * 0.9)}' /proc/meminfo)
+  cores=$(($(nproc) > nodes ? $(nproc) / nodes : 1))
+  memory=$(awk -v nodes="$nodes" '/MemTotal/ {print int($2 / 1024 * 0.9 / nodes)}' /proc/meminfo)
   cat >"$conf" <<EOF
 ClusterName=local
 SlurmctldHost=$host(127.0.0.1)
@@ -68,13 +76,12 @@ AuthInfo=cred_expire=5
 SlurmUser=root
 SlurmdUser=root
 SlurmctldPort=${SLURM_LOCAL_PORT:-16817}
-SlurmdPort=${SLURM_LOCAL_NODE_PORT:-16818}
 SlurmctldPidFile=$dir/slurmctld.pid
-SlurmdPidFile=$dir/slurmd.pid
+SlurmdPidFile=$dir/slurmd-%n.pid
 SlurmctldLogFile=$dir/slurmctld.log
-SlurmdLogFile=$dir/slurmd.log
+SlurmdLogFile=$dir/slurmd-%n.log
 StateSaveLocation=$dir/state
-SlurmdSpoolDir=$dir/spool
+SlurmdSpoolDir=$dir/spool-%n
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SwitchType=switch/none
@@ -89,21 +96,28 @@ SchedulerParameters=sched_interval=1,sched_min_interval=0,batch_sched_delay=0,bf
 PriorityType=priority/basic
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
-NodeName=$host NodeAddr=127.0.0.1 CPUs=$cores RealMemory=$memory State=UNKNOWN
-PartitionName=local Nodes=$host Default=YES MaxTime=INFINITE State=UP
 EOF
+  local name
+  for name in $(names); do
+    echo "NodeName=$name NodeHostname=$host NodeAddr=127.0.0.1 Port=$port CPUs=$cores RealMemory=$memory State=UNKNOWN"
+    port=$((port + 1))
+  done >>"$conf"
+  echo "PartitionName=local Nodes=ALL Default=YES MaxTime=INFINITE State=UP" >>"$conf"
   ln -sfn "$conf" "$link"
   slurmctld
-  slurmd
+  for name in $(names); do
+    mkdir -p "$dir/spool-$name"
+    slurmd -N "$name"
+  done
   for _ in $(seq 100); do
-    if sinfo -h -o %T 2>/dev/null | grep -Eq 'idle|mixed|allocated'; then
-      echo "Slurm runs: $cores cores, partition local"
+    if [ "$(sinfo -h -N -o %T 2>/dev/null | grep -Ec 'idle|mixed|allocated')" = "$nodes" ]; then
+      echo "Slurm runs: $nodes of $cores cores each, partition local"
       return
     fi
     sleep 0.2
   done
   sinfo || true
-  tail -5 "$dir/slurmctld.log" "$dir/slurmd.log" || true
+  tail -n 5 "$dir"/slurm*.log || true
   fail "the node does not come up" "see $dir/slurmctld.log"
 }
 
@@ -138,7 +152,10 @@ stop() {
     [ -n "$(timeout 5 squeue -h 2>/dev/null)" ] || break
     sleep 0.2
   done
-  end "$dir/slurmd.pid" slurmd
+  local pid
+  for pid in "$dir"/slurmd-*.pid; do
+    end "$pid" slurmd
+  done
   end "$dir/slurmctld.pid" slurmctld
   if [ -e "$dir/munge-is-ours" ]; then
     end /run/munge/munged.pid munged
@@ -156,7 +173,7 @@ case ${1:-} in
     if ours && timeout 10 sinfo -h >/dev/null 2>&1; then sinfo && squeue; else echo "it does not run" && exit 1; fi
     ;;
   *)
-    sed -n '2,16s/^# \{0,1\}//p' "$0"
+    sed -n '2,17s/^# \{0,1\}//p' "$0"
     exit 2
     ;;
 esac

@@ -8,7 +8,7 @@ Trains the sweep once here, undisturbed, and once through Slurm, where each elem
 * requeue   `scontrol requeue`, as an operator would
 * limit     USR2, as Slurm sends it before the time limit: the job requeues itself
 * preempt   TERM while the job goes on running, as in the grace time of a preemption
-* node      SIGKILL of all that runs on the node and of slurmstepd, then `scontrol update … state=down`: it died
+* node      SIGKILL of all that runs on the machine below slurmstepd and of itself, then `scontrol update … state=down`
 
 Reports, for every element: how often it was started, whether the final weights and the metrics are the same as those of
 the undisturbed run, whether a step is missing or there twice, and how many W&B ids there are. Exits 0 when all is well.
@@ -118,7 +118,7 @@ def strike(kind: str, job: str) -> None:
         number = "USR2" if kind == "limit" else "TERM"
         subprocess.Popen(["scancel", f"--signal={number}", job])
     else:
-        node = lines("sinfo", "-h", "-N", "-o", "%N")[0]  # there is one only
+        node = ",".join(lines("sinfo", "-h", "-N", "-o", "%N"))  # all of them are this machine
         for pid in node_processes():
             kill(pid)
         subprocess.run(["scontrol", "update", f"nodename={node}", "state=down", "reason=died"], check=True)

@@ -139,3 +139,15 @@ def test_eager_attention_allows_second_derivatives():
     [first] = torch.autograd.grad(loss, weight, create_graph=True)
     [second] = torch.autograd.grad(first.square().sum(), weight)
     assert second.isfinite().all() and second.abs().max() > 0
+
+
+def test_convolutional_stem_halves_down_to_the_patch_and_serves_images_of_any_size():
+    torch.manual_seed(0)
+    net = ViT(IMAGE, size="mini", stem="conv", pooling="mean").eval()
+    stem = net.trunk.embeddings.patch_embeddings.projection
+    assert [tuple(c.weight.shape[:2]) for c in stem.convolutions] == [(32, 3), (64, 32), (128, 64)]
+    assert stem(torch.rand(2, 3, 32, 48)).shape == (2, 128, 4, 6)
+    features = net(example("image", size=(50, 90)))
+    assert features.pooled.shape[1] == 128 and [m.shape[-1] for m in features.pyramid] == [45, 23, 12, 6]
+    with pytest.raises(UserError, match=r"backbone\.stem=conv replaces the patches"):
+        ViT(IMAGE, size="mini", stem="conv", pretrained="nobody/nothing")

@@ -10,8 +10,7 @@ from runner.config import paths
 from runner.config.build import build, locate
 from runner.config.compose import compose
 from runner.merging.base import DataMerge
-from runner.merging.launched import realise
-from runner.merging.modules import MergedModule, rebuild
+from runner.merging.modules import MergedModule, realise, rebuild
 from runner.merging.with_data.common import base_of, experts_of
 from runner.training.checkpoints import load_weights, save_weights
 from tests.merging.toy import make, outputs

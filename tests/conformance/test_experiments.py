@@ -15,7 +15,9 @@ from runner.launching.rundir import RunDirectory
 from runner.launching.signals import StopFlag
 from runner.training.loop import train
 from runner.training.summary import print_summary
+from tests.mixtures.archives import rooms, write_celeba, write_cityscapes2, write_pascal_context
 from tests.mixtures.miniature import write_nyud_mt, write_nyuv2
+from tests.mixtures.molecules import write_sdf
 
 EXPERIMENTS = sorted(
     p.relative_to(config_root() / "experiment").with_suffix("") for p in config_root().glob("experiment/**/*.yaml")
@@ -30,8 +32,22 @@ BY_MIXTURE = {
     "rooms": ["mixture.size=[32,32]", "mixture.train=8", "mixture.validation=2", "mixture.test=2"],
     "nyud": ["mixture.size=[32,48]", "mixture.augment.crop=null"],
     "nyuv2": ["mixture.size=[32,48]"],
+    "pascal_context": ["mixture.size=[32,48]", "mixture.augment.crop=null"],
+    "cityscapes2": ["mixture.size=[32,48]"],
+    "qm9": ["mixture.validation=4", "mixture.test=4"],
 }
+WRITERS = {
+    "nyud": write_nyud_mt,
+    "nyuv2": write_nyuv2,
+    "pascal_context": lambda root: write_pascal_context(root, rooms(4), rooms(2, 4)),
+    "cityscapes2": lambda root: write_cityscapes2(root, rooms(4), rooms(2, 4)),
+    "celeba": lambda root: write_celeba(root, 24),
+    "qm9": lambda root: write_sdf(root, 24),
+}
+"""Mixtures whose archive is written here, in miniature."""
+
 NEEDS_DATA = {
+    "multimnist": "hub",
     "images": "hub",
     "images_base": "hub",
     "images_merge": "hub",
@@ -49,14 +65,16 @@ def smallest(experiment: str, place: Path, request: pytest.FixtureRequest) -> di
     choices = compose("train", overrides).choices
     mixture = choices["mixture"]
     overrides += [] if choices["backbone"] == "toy_point" else ["backbone.size=tiny"]
-    overrides += [] if choices["backbone"] in ("mlp", "segnet", "toy_point") else ["backbone.pretrained=null"]
+    overrides += (
+        []
+        if choices["backbone"] in ("mlp", "segnet", "toy_point", "lenet", "cnn9", "mpnn")
+        else ["backbone.pretrained=null"]
+    )
     overrides += BY_MIXTURE.get(mixture, [])
     if compose("train", overrides).config.init is not None:  # its base has another size
         overrides += ["init=null", "finetune.heads=train"]
-    if mixture == "nyud":
-        overrides.append(f"mixture.path={write_nyud_mt(place / 'NYUD_MT')}")
-    elif mixture == "nyuv2":
-        overrides.append(f"mixture.path={write_nyuv2(place / 'nyuv2')}")
+    if mixture in WRITERS:
+        overrides.append(f"mixture.path={WRITERS[mixture](place / mixture)}")
     elif mixture in NEEDS_DATA:
         overrides.append(f"data_root={request.getfixturevalue('runner_data')}")
     return finalize(compose("train", overrides))
@@ -84,4 +102,4 @@ def test_published_form_is_described_without_its_data(experiment, capsys, monkey
     print_summary(finalize(compose("train", [f"+experiment={experiment}"]), data=False))
     said = capsys.readouterr().out
     assert "memory" in said and ("steps" in said or "epochs" in said)
-    assert ("missing" in said) == (mixture in ("nyud", "nyuv2"))
+    assert ("missing" in said) == (mixture in WRITERS)

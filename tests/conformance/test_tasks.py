@@ -104,6 +104,37 @@ def test_gradient_of_an_example_does_not_depend_on_the_others(task: Task) -> Non
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
 
 
+VARIANTS = [
+    *((name, {}) for name in NAMES),
+    ("segmentation", {"class_weights": [0.5, 2.0, 1.0, 0.0], "label_smoothing": 0.1}),
+    ("classification", {"class_weights": [1.0, 2.0, 3.0, 0.0, 0.5, 1.0, 1.0], "label_smoothing": 0.2}),
+    ("token_tagging", {"class_weights": [0.1, 1.0, 1.0, 1.0, 1.0]}),
+    ("multi_label", {"positive_weight": 3.0}),
+    ("edge", {"positive_weight": None}),
+    *(("depth", {"loss": loss, "space": "log"}) for loss in ("l2", "berhu", "silog")),
+    ("normals", {"loss": "l1"}),
+    ("regression", {"loss": "smooth_l1"}),
+]
+
+
+@pytest.mark.parametrize(("name", "changes"), VARIANTS, ids=str)
+def test_losses_of_examples_are_those_of_batches_of_one(name: str, changes: dict) -> None:
+    task = make(name, **changes)
+    prediction, target = batch(task, 5, 4)
+    target[3] = unlabelled(target[3])
+    prediction.requires_grad_()
+    losses_B, counts_B = task.example_losses(prediction, target), task.example_counts(target)
+    torch.testing.assert_close(losses_B, Task.example_losses(task, prediction, target))
+    assert torch.equal(counts_B, Task.example_counts(task, target))
+    assert losses_B[3] == counts_B[3] == 0
+    weights_B = torch.arange(1.0, 6.0)  # the gradient of each, not only of their sum
+    got, want = (
+        torch.autograd.grad((weights_B * losses).sum(), prediction)[0]
+        for losses in (losses_B, Task.example_losses(task, prediction, target))
+    )
+    torch.testing.assert_close(got, want)
+
+
 def test_unlabelled_elements_do_not_count(task: Task) -> None:
     prediction, target = batch(task, 4, 2)
     labelled = task.loss_sum(prediction, target)

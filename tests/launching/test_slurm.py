@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from runner.cli.main import main
-from runner.launching import element, pool, slurm
+from runner.launching import element, pool, slurm, slurm_queue
 from runner.launching.rundir import RunDirectory
 from runner.launching.sweepdir import SweepDirectory
 
@@ -80,14 +80,14 @@ def test_the_script_says_what_was_asked_for_and_is_valid_bash(log):
     assert "  apptainer exec image.sif \\\n  python3 -m runner.launching.element" in text
     assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
     assert log.read_text().split() == ["--parsable", str(place.path / "submit.sbatch")]
-    assert slurm.submissions(place)[0] | {"submitted": ""} == {
+    assert slurm_queue.submissions(place)[0] | {"submitted": ""} == {
         "job": "100", "needs": None, "numbers": [0, 1, 2], "submitted": "",
     }  # fmt: skip
 
 
 def test_dry_run_writes_and_stops(log, capsys):
     place = submit("seed=0,1", "name=ok", "--dry-run")
-    assert not log.exists() and slurm.submissions(place) == []
+    assert not log.exists() and slurm_queue.submissions(place) == []
     assert (place.path / "submit.sbatch").read_text() in capsys.readouterr().out
 
 
@@ -123,10 +123,10 @@ def test_only_what_is_neither_completed_nor_queued_is_submitted(log, tmp_path, c
         and "1 completed, 3 waiting" in shown.replace("3 waiting, 1 completed", "1 completed, 3 waiting")
     )
     assert main(["resume", str(place.path)]) == 0
-    assert slurm.submissions(place)[-1]["numbers"] == [2]
+    assert slurm_queue.submissions(place)[-1]["numbers"] == [2]
     assert "#SBATCH --array=2\n" in (place.path / "submit.sbatch").read_text()
     assert main(["cancel", str(place.path)]) == 0
-    assert log.read_text().splitlines()[-1] == "scancel 100 101"
+    assert log.read_text().splitlines()[-1] == "scancel 100"  # 101 is not in the queue
 
 
 def test_no_slurm_here_is_said_before_anything_is_submitted(monkeypatch, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -14,12 +15,18 @@ from runner.config.freeze import finalize
 from runner.config.signature import signature
 from runner.errors import UserError
 from runner.exporting.folder import export
-from runner.launching import needs
+from runner.launching import needs, schedule
 from runner.launching.rundir import RunDirectory
 from runner.launching.signals import StopFlag
-from runner.merging.launched import compare_with_experts, merge_run
+from runner.merging import launched, outcome
+from runner.merging.launched import empty_result, merge_run
+from runner.merging.loading import load_expert, plain_parts
+from runner.merging.outcome import compare_with_experts
+from runner.merging.scaling import merge_with
 from runner.tasks.classification import Classification
 from runner.tasks.depth import Depth
+from runner.training.checkpoints import Checkpoints, load_weights
+from runner.training.evaluate import evaluate
 from runner.training.loop import train
 from tests.support import TINY, weights
 
@@ -81,6 +88,129 @@ def test_strategies_share_their_experts_and_diagnostics_change_no_signature(base
     one = frozen(tmp_path, f"init={base}", "merge=ties")
     assert signature(one) == signature(frozen(tmp_path, f"init={base}", "merge=ties", "merging.diagnostics=[barrier]"))
     assert signature(one) != signature(frozen(tmp_path, f"init={base}", "merge=ties", "merging.scales=[1.0]"))
+
+
+def test_in_a_sweep_an_expert_knows_its_base(tmp_path):
+    """The base of `init.experiment` is a needed run of a needed run."""
+    words = ["tracking.console=quiet", "launch.device=cpu", *(w for w in SMALL if "." in w or w.startswith("tasks="))]
+    config = frozen(tmp_path, f"init={{experiment: demo, overrides: {json.dumps(words)}}}", "merge=average")
+    jobs = schedule.collect_needs([(None, config)], [])
+    base, *experts = jobs
+    assert [job.need.role for job in jobs] == ["base", "expert", "expert"]
+    assert all({*job.after} == {base} for job in experts) and not schedule.may_start(experts[0])
+    run = base.open()
+    assert "needs" not in run.info() and train(run, StopFlag()) == 0
+    base.end(0)
+    assert schedule.may_start(experts[0])
+    tuned = experts[0].open()
+    assert [(n["role"], n["path"]) for n in tuned.info()["needs"]] == [("base", str(run.path))]
+    assert train(tuned, StopFlag()) == 0
+
+
+SUBSETS = ["tasks=[segmentation,depth,edge]", "merging.experts={maps: [segmentation, depth]}"]
+
+
+def test_experts_of_named_subsets_are_runs_of_their_tasks(base, tmp_path):
+    found = needs.experts(frozen(tmp_path, f"init={base}", "merge=average", *SUBSETS))
+    assert [need.tasks for need in found] == [("segmentation", "depth"), ("edge",)]
+    assert [need.config["name"] for need in found] == ["merge/expert/maps", "merge/expert/edge"]
+    alone = needs.experts(frozen(tmp_path, f"init={base}", "merge=average", SUBSETS[0]))
+    assert alone[2].signature == found[1].signature  # an expert does not know what others are tuned on
+
+
+@pytest.mark.parametrize(
+    ("subsets", "words"),
+    [
+        ("{maps: [segmentation, dept]}", "unknown task 'dept' in merging.experts.maps"),
+        ("{maps: [segmentation], more: [segmentation, edge]}", "'segmentation' is named in maps and in more"),
+        ("{maps: [segmentation, depth, edge]}", "one expert of all tasks leaves nothing to merge"),
+        ("{depth: [segmentation]}", "'depth' is the name of a task"),
+        ("{maps: []}", "'maps' is not a name with tasks"),
+        ("{maps: segmentation}", "must be"),
+    ],
+)
+def test_subsets_that_cannot_be(base, tmp_path, subsets, words):
+    with pytest.raises(UserError, match=words):
+        frozen(tmp_path, f"init={base}", "merge=average", SUBSETS[0], f"merging.experts={subsets}")
+
+
+@pytest.mark.slow
+def test_an_expert_of_two_tasks_counts_once_and_serves_both(base, tmp_path):
+    run = execute(frozen(tmp_path, f"init={base}", "merge=average", *SUBSETS, "merging.diagnostics=[vectors,barrier]"))
+    found = result(run)
+    paths = {expert: Path(path) for expert, path in found["merge"]["experts"].items()}
+    assert list(paths) == ["maps", "edge"] and list(found["tasks"]) == ["segmentation", "depth", "edge"]
+    assert found["experts"]["depth"] == result(paths["maps"])["tasks"]["depth"]
+    assert list(found["diagnostics"]["barrier"]) == ["maps~edge"]
+    own, experts = weights(run, "best"), {e: weights(path, "best") for e, path in paths.items()}
+    for name in (n for n in own if n.startswith("backbone.")):
+        assert torch.allclose(own[name], (experts["maps"][name] + experts["edge"][name]) / 2, atol=1e-6), name
+    for task, expert in (("segmentation", "maps"), ("depth", "maps"), ("edge", "edge")):
+        for name in (n for n in own if n.startswith(f"heads.{task}.")):
+            assert torch.equal(own[name], experts[expert][name]), name
+
+    masked = execute(frozen(tmp_path, f"init={base}", "merge=tvq", "merge.bits=8", *SUBSETS))  # weights per expert
+    checkpoint = Checkpoints(masked / "checkpoints").find("best")
+    config = RunDirectory.open(masked).config()
+    switch = empty_result(config, plain_parts(config).model, checkpoint)
+    load_weights(switch, checkpoint / "model.safetensors")
+    assert switch.owner == {"segmentation": "maps", "depth": "maps", "edge": "edge"}
+    for expert in ("maps", "edge"):
+        for name, tensor in switch.weights(expert).items():
+            reach = (experts[expert][name] - weights(base, "best")[name]).abs().max()
+            assert torch.allclose(tensor, experts[expert][name], atol=float(reach) / 100 + 1e-7), name
+
+
+def test_an_expert_of_another_model_is_refused(base):
+    other = plain_parts(frozen(base.parent, "tasks=[normals,edge]", "architecture.dense_head.channels=8")).model
+    with pytest.raises(UserError, match=r"the expert of edge in .* is of another model") as error:
+        load_expert(other, base, ("edge",))
+    assert "first heads.edge." in str(error.value)
+
+
+@pytest.mark.slow
+def test_codes_per_task_need_not_be_used(base, tmp_path):
+    """Quantised finely enough, the shared model is that of task arithmetic, with its scale chosen in the same way."""
+    words = [f"init={base}", "merging.scales=[0.25,0.5]"]
+    plain = result(execute(frozen(tmp_path, *words, "merge=task_arithmetic")))
+    run = execute(frozen(tmp_path, *words, "merge=tvq", "merge.bits=16", "merging.per_task=false"))
+    found = result(run)
+    assert found["merge"]["bytes"] == found["merge"]["model_bytes"] and len(found["merge"]["curve"]) == 2
+    assert found["merge"]["normalised"] == pytest.approx(plain["merge"]["normalised"], rel=1e-3)
+    masked = execute(frozen(tmp_path, *words, "merge=tall_mask", "merging.per_task=false"))
+    own, start = weights(masked, "best"), weights(base, "best")
+    experts = [weights(Path(path), "best") for path in result(masked)["merge"]["experts"].values()]
+    name = next(n for n in own if n.startswith("backbone."))
+    assert torch.allclose(own[name], start[name] + sum(e[name] - start[name] for e in experts), atol=1e-6)
+
+
+@pytest.mark.slow
+def test_thirty_scales_read_the_experts_once(base, tmp_path, monkeypatch):
+    """Once the merge begins, the experts' weights are not there any more."""
+    scales = [round(0.05 * n, 2) for n in range(30)]
+
+    def merge_without_files(strategy, models, data, settings, check_stop):
+        folders = list((tmp_path / "train").rglob("expert/*/*/checkpoints"))
+        assert len(folders) == 2
+        for folder in folders:
+            shutil.rmtree(folder)
+        return merge_with(strategy, models, data, settings, check_stop)
+
+    monkeypatch.setattr(launched, "merge_with", merge_without_files)
+    run = execute(frozen(tmp_path, f"init={base}", "merge=task_arithmetic", f"merging.scales={scales}"))
+    curve = result(run)["merge"]["curve"]
+    assert [point["scale"] for point in curve] == scales
+    assert len({round(point["normalised"], 9) for point in curve}) > 20
+
+
+@pytest.mark.slow
+def test_the_base_is_judged_once_for_all_strategies(base, tmp_path, monkeypatch):
+    first = result(execute(frozen(tmp_path, f"init={base}", "merge=average")))
+    judged = []
+    monkeypatch.setattr(outcome, "evaluate", lambda model, *a, **k: judged.append(a[1]) or evaluate(model, *a, **k))
+    second = result(execute(frozen(tmp_path, f"init={base}", "merge=weighted", "merge.weights=[0.9,0.1]")))
+    assert len(judged) == 2  # the merged model on validation and test
+    assert second["base"] == first["base"] and second["tasks"] != first["tasks"]
 
 
 @pytest.mark.slow

@@ -50,7 +50,9 @@ def test_numbers_are_standardised_by_the_training_rows(small):
     data_root, sources, tasks, keys = small
     mixture = table(data_root, sources, tasks, **keys, log=["pay"])
     assert mixture.check() == []
-    assert mixture.setup(None) == InputSpec("table", num_numeric=2, cardinalities=(3, 4))
+    inputs = mixture.setup(None)
+    assert inputs == InputSpec("table", num_numeric=2, cardinalities=(3, 4), learned=inputs.learned)
+    assert len(inputs.learned) == 16
     raw = np.array([[30, 0], [40, np.log(100)], [50, np.nan], [np.nan, np.log(8)]] * 5)
     chosen = mixture.datasets("train")["people"].numbers
     mean, std = np.nanmean(raw[chosen], axis=0), np.nanstd(raw[chosen], axis=0)

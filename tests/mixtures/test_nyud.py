@@ -19,7 +19,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def nyud(root: Path, names: tuple[str, ...] = (), **keys) -> NYUD:
     return NYUD(
-        str(root.parent), tasks=tasks(*names), **({"path": root.name, "size": list(SIZE), "validation": 2} | keys)
+        str(root.parent),
+        tasks=tasks(*names),
+        **({"path": root.name, "size": list(SIZE), "fit": "pad", "validation": 2} | keys),
     )
 
 
@@ -121,7 +123,7 @@ def test_normals_as_jpeg(tmp_path) -> None:
 
 
 def test_missing_data_says_where_and_how(tmp_path) -> None:
-    problem = NYUD(str(tmp_path / "nowhere"), tasks=tasks(classes=40)).check()[0]
+    problem = NYUD(str(tmp_path / "nowhere"), tasks=tasks(classes=40), path="NYUD_MT", size=list(SIZE)).check()[0]
     for place in (tmp_path / "nowhere/NYUD_MT", Path.cwd() / "data/NYUD_MT", Path.cwd() / "NYUD_MT"):
         assert str(place) in problem.what
     assert "NYUD" in problem.what
@@ -129,14 +131,14 @@ def test_missing_data_says_where_and_how(tmp_path) -> None:
     assert "mixture=rooms needs no files" in problem.hint
     assert "expand.py" not in problem.hint
     with pytest.raises(UserError, match="is not there"):
-        NYUD(str(tmp_path / "nowhere"), tasks=tasks(classes=40)).datasets("train")
+        NYUD(str(tmp_path / "nowhere"), tasks=tasks(classes=40), path="NYUD_MT", size=list(SIZE)).datasets("train")
 
 
 def test_missing_data_names_the_script_that_makes_it(tmp_path) -> None:
     script = tmp_path / "my data/nyud/expand.py"
     script.parent.mkdir(parents=True)
     script.touch()
-    problem = NYUD(str(tmp_path / "my data"), tasks=tasks(classes=40)).check()[0]
+    problem = NYUD(str(tmp_path / "my data"), tasks=tasks(classes=40), path="NYUD_MT", size=list(SIZE)).check()[0]
     assert f"python '{script}' --out data/NYUD_MT --layout nyud_mt" in problem.hint
 
 
@@ -176,7 +178,7 @@ def test_pickles_are_refused(root, tmp_path) -> None:
 
 
 def test_the_wrong_number_of_classes(root) -> None:
-    mixture = NYUD(str(root.parent), tasks=tasks("segmentation", classes=2), size=list(SIZE))
+    mixture = NYUD(str(root.parent), tasks=tasks("segmentation", classes=2), path="NYUD_MT", size=list(SIZE))
     with pytest.raises(UserError, match="is not one of 2 classes") as caught:
         mixture.datasets("test")["nyud"].example(0, None)
     assert "mixture.tasks.segmentation" in str(caught.value)
@@ -191,14 +193,14 @@ def test_an_empty_list(root, tmp_path) -> None:
 
 def test_mistakes_in_keys_come_before_the_data(tmp_path) -> None:
     with pytest.raises(UserError) as caught:
-        NYUD(str(tmp_path), tasks=tasks(), size=[448], augment={"flipp": True})
+        NYUD(str(tmp_path), tasks=tasks(), path="NYUD_MT", size=[448], augment={"flipp": True})
     assert len(caught.value.problems) == 2
     assert "did you mean 'flip'?" in str(caught.value)
 
 
 def test_real_images(runner_data: Path, tmp_path: Path) -> None:
     root = expand(runner_data, tmp_path / "data/NYUD_MT", "nyud_mt")
-    mixture = NYUD(str(tmp_path / "data"), tasks=tasks(classes=40), size=[120, 160], validation=1)
+    mixture = NYUD(str(tmp_path / "data"), tasks=tasks(classes=40), path="NYUD_MT", size=[120, 160], validation=1)
     assert mixture.check() == []
     assert [len(mixture.datasets(s)["nyud"]) for s in ("train", "validation", "test")] == [3, 1, 4]
     for example in examples(mixture, "test"):

@@ -45,7 +45,7 @@ def test_values(root) -> None:
 def test_files_are_counted_as_numbers(root) -> None:
     """2 before 10: the published numbering, whatever the folder's order."""
     dataset = nyuv2(root).datasets("train")["nyuv2"]
-    assert dataset.source.ids == [str(i) for i in range(12)]
+    assert dataset.source.ids == [f"train/{i}" for i in range(12)]
 
 
 def test_splits(root) -> None:
@@ -98,11 +98,11 @@ def test_files_that_hold_something_else(root, tmp_path, file, array, message) ->
 
 
 def test_missing_data(tmp_path) -> None:
-    problem = NYUv2(str(tmp_path / "nowhere"), tasks=tasks(*NAMES)).check()[0]
+    problem = NYUv2(str(tmp_path / "nowhere"), tasks=tasks(*NAMES), path="nyuv2", size=list(SIZE)).check()[0]
     assert f"{tmp_path}/nowhere/nyuv2" in problem.what
     assert "dropbox.com" in problem.hint
     assert "mixture=rooms needs no files" in problem.hint
-    assert problem.see == "runner show mixture/nyuv2"
+    assert problem.see == "runner data prepare nyuv2"
 
 
 def test_missing_maps(root, tmp_path) -> None:
@@ -126,7 +126,7 @@ def test_tasks_that_the_archive_lacks(root) -> None:
 
 def test_real_images(runner_data: Path, tmp_path: Path) -> None:
     root = expand(runner_data, tmp_path / "data/nyuv2", "nyuv2")
-    mixture = NYUv2(str(tmp_path / "data"), tasks=tasks(*NAMES), size=[120, 160], validation=1)
+    mixture = NYUv2(str(tmp_path / "data"), tasks=tasks(*NAMES), path="nyuv2", size=[120, 160], validation=1)
     assert mixture.check() == []
     for k, example in enumerate(all_of(mixture, "test")):
         labels = np.load(root / "val/label" / f"{k}.npy")

@@ -96,6 +96,16 @@ def test_the_vocabulary_is_that_of_all_sources_and_of_training_texts_only(two):
     assert vocabularies[0] == expected._tokenizer.get_vocab()
 
 
+def test_the_fingerprint_is_that_of_the_vocabulary(two):
+    data_root, sources, tasks = two
+    first = texts(*two).setup(None).learned
+    assert texts(data_root, sources, {"a": tasks["a"]}).setup(None).learned == first  # experts share it
+    assert texts(*two, lowercase=False, max_length=9).setup(None).learned == first  # there is no upper case here
+    assert texts(*two, vocab_size=40).setup(None).learned != first
+    write_table(data_root / "a" / "train.parquet", text=[*TEXTS[:11], "a zebra"], label=[i % 3 for i in range(12)])
+    assert texts(*two).setup(None).learned != first
+
+
 def test_sources_that_the_vocabulary_needs_must_be_there(two):
     data_root, sources, tasks = two
     sources["a"]["path"] = "nowhere"

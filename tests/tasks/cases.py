@@ -79,6 +79,7 @@ GENERATORS: dict[str, Callable[[Any, int, np.random.Generator], tuple[np.ndarray
     "Edge": _map,
     "Depth": _depth,
     "Normals": _normals,
+    "PixelRegression": lambda t, n, rng: (rng.normal(size=(n, 1, H, W)), rng.uniform(0, 1, (n, 1, H, W))),
     "Classification": lambda t, n, rng: (rng.normal(size=(n, t.num_classes)), rng.integers(0, t.num_classes, n)),
     "MultiLabel": lambda t, n, rng: (
         rng.normal(size=(n, t.num_classes)),

@@ -12,7 +12,16 @@ import torch
 from torch import nn
 
 from runner.errors import RunFailed, UserError
-from runner.training.checkpoints import Checkpoints, is_whole, load_weights, rng_state, save_weights, set_rng_state
+from runner.specs import InputSpec
+from runner.training.checkpoints import (
+    Checkpoints,
+    check_inputs,
+    is_whole,
+    load_weights,
+    rng_state,
+    save_weights,
+    set_rng_state,
+)
 
 
 def save(checkpoints: Checkpoints, step: int, best: int | None = None, model: nn.Module | None = None):
@@ -164,3 +173,17 @@ def test_an_unwritable_place_is_a_failed_run(tmp_path):
     (tmp_path / "checkpoints").write_text("a file stands in the way")
     with pytest.raises((RunFailed, FileExistsError)):
         save(Checkpoints(tmp_path / "checkpoints"), 1)
+
+
+def test_weights_of_another_vocabulary_are_refused(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    path = checkpoints.save(
+        1, model=nn.Linear(3, 2), ema=None, training={}, state={"step": 1, "inputs": "aaaa"}, best_step=None
+    )
+    check_inputs(path, InputSpec("text", learned="aaaa"))
+    check_inputs(path, InputSpec("image"))  # learns nothing
+    check_inputs(tmp_path, InputSpec("text", learned="bbbb"))  # weights from elsewhere say nothing
+    with pytest.raises(UserError, match="another vocabulary"):
+        check_inputs(path, InputSpec("text", learned="bbbb"))
+    with pytest.raises(UserError, match="other statistics of the columns"):
+        check_inputs(path, InputSpec("table", learned="bbbb"))

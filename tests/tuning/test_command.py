@@ -291,7 +291,7 @@ def test_real_runs_are_searched_pruned_and_gone_on_with(tmp_path):
         ([LR, "tune.pruner=median", "trainer.eval_every=12"], ["there is none before the end"]),
         ([LR, "-m"], ["takes no -m"]),
         ([LR, "baseline=auto"], ["baseline=auto", "trains no baselines"]),
-        ([LR, "launch=slurm"], ["not through a queue"]),
+        ([LR, "tune.driver=slurm"], ["tune.driver=slurm", "launch=slurm"]),
         (["seed=0,1", "launch.jobs=0", "optimizer.lrr=1"], ["seed is not", "'launch.jobs' must be", "'optimizer.lrr'"]),
         (["trainer.batch_size=8,9", "trainer.accumulation=2"], ["trainer.batch_size=9 cannot be divided"]),
         (["weighting=equal,pcgrad", "weighting.every=1,2"], ["'weighting.every'", "runner show weighting/equal"]),

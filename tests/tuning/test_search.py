@@ -9,16 +9,18 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
+from runner.cli.search_run import Asked
 from runner.config.schema import TuneConfig
 from runner.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, UserError
 from runner.files import read_json, write_json
 from runner.launching.rundir import RunDirectory
 from runner.tuning import search as searching
+from runner.tuning.ledger import failed
 from runner.tuning.objective import Objective
 from runner.tuning.search import Search
 from runner.tuning.space import read_space
 from runner.tuning.study import JOURNAL, make_pruner, make_sampler, mend, open_study
-from runner.tuning.summary import best_trials, importances, mean_ranks, own, summarise, table, write_sweep
+from runner.tuning.summary import best_trials, counts, importances, mean_ranks, own, summarise, table, write_sweep
 
 LR = "lr=tag(log,interval(1e-5,1e-1))"
 STEPS = (4, 8, 12)
@@ -48,6 +50,8 @@ class PlayedPool:
 
     `how`: text of the trial's overrides → "fail", "undefined", "outside" (stopped from outside) or "hang".
     """
+
+    parting, outlives = "", False
 
     def __init__(self, how: dict[str, str] | None = None, kill_after: int | None = None) -> None:
         self.how, self.kill_after = how or {}, kill_after
@@ -79,6 +83,9 @@ class PlayedPool:
 
     def advance(self, job: PlayedJob) -> None:
         run = RunDirectory(job.path)
+        if job.stopped and not job.running:  # withdrawn
+            job.code, job.message = EXIT_STOPPED, "not started"
+            return
         at = job.path / "at"
         done = int(at.read_text()) if at.exists() else 0
         if not job.running:
@@ -149,11 +156,13 @@ class Bench:
         pruner = make_pruner(self.settings.pruner, self.settings.startup, {"trainer": TRAINER})
         study = open_study(self.folder, "s", objective.count, pruner)
 
+        budget = Asked(self.folder, space, objective, self.settings, None, [], {}).budget
+
         def keep() -> None:
             write_sweep(self.folder, study, space, objective, self.settings, ["tune"], "n")
 
         self.search = Search(
-            self.folder, study, space, objective, self.settings, compose=self.compose,
+            self.folder, study, space, objective, self.settings, budget=budget, compose=self.compose,
             argv=lambda overrides: ["train", *overrides], pool=pool, tell=self.told.append, keep=keep, **self.more,
         )  # fmt: skip
         self.search.runs.submit = lambda config, path, argv, number: pool.submit(
@@ -162,7 +171,9 @@ class Bench:
         return self.search.run(stops if stops is not None else [])
 
     def states(self) -> list[str]:
-        return [t.state.name for t in self.search.trials()]
+        """Of every trial; "AGAIN" of one that failed and is left to the next call."""
+        again = [failed(t) and t.state == TrialState.RUNNING for t in self.search.trials()]
+        return ["AGAIN" if a else t.state.name for a, t in zip(again, self.search.trials(), strict=True)]
 
     def overrides(self) -> list[list[str]]:
         return [t.user_attrs.get("overrides") for t in self.search.trials()]
@@ -274,7 +285,7 @@ def test_failures_are_told_and_do_not_end_the_search(tmp_path):
     bench = Bench(tmp_path, ["method=a,b,c,impossible,e"], sampler="grid")
     pool = PlayedPool({"method=b": "fail", "method=c": "undefined"})
     assert bench.run(pool) == 0
-    assert bench.states() == ["COMPLETE", "FAIL", "FAIL", "FAIL", "COMPLETE"]
+    assert bench.states() == ["COMPLETE", "AGAIN", "FAIL", "FAIL", "COMPLETE"]
     words = [t.user_attrs.get("message") for t in bench.search.trials()]
     assert words[1] == "the loss is not finite" and "depth/rmse is undefined" in words[2]
     assert words[3] == "the method is impossible"
@@ -283,13 +294,44 @@ def test_failures_are_told_and_do_not_end_the_search(tmp_path):
 def test_when_all_fail_the_search_ends(tmp_path):
     bench = Bench(tmp_path, ["method=a,b,c,d,e"], sampler="grid")
     assert bench.run(PlayedPool({f"method={m}": "fail" for m in "abcde"})) == 1
-    assert bench.states() == ["FAIL"] * 3 and "the first 3 trials all failed" in bench.search.trouble
+    assert bench.states() == ["AGAIN"] * 3 and "the first 3 trials all failed" in bench.search.trouble
+
+
+def test_a_failed_trial_is_tried_again_by_the_next_call_as_often_as_asked(tmp_path):
+    lines = ["method=a,b,also_a"]
+    bench, pool = Bench(tmp_path, lines, sampler="grid", retries=2), PlayedPool({"method=b": "fail"})
+    assert bench.run(pool) == 0 and bench.states() == ["COMPLETE", "AGAIN", "COMPLETE"]
+    assert "trial 1 failed: the loss is not finite (the next call tries it again)" in bench.told
+    shown = summarise(bench.search.study, bench.search.objective, 0.0)["trials"][1]
+    assert (shown["state"], shown["failures"], shown["message"]) == ("FAIL", 1, "the loss is not finite")
+    assert counts(bench.search.trials()) == "1 completed, 1 failed, 1 answered from an earlier one"
+    assert bench.run(pool) == 0 and bench.states()[1] == "AGAIN"
+    assert bench.run(pool) == 0 and bench.states()[1] == "FAIL"
+    begun = list(pool.begun)
+    assert bench.run(pool) == 0 and pool.begun == begun  # its three attempts were the last
+    assert [name[:3] for name, _ in begun] == ["000", "001", "001", "001"]
+    # as of a sweep's jobs: what has failed once may succeed
+    other = Bench(tmp_path / "other", lines, sampler="grid")
+    assert other.run(PlayedPool({"method=b": "fail"})) == 0 and other.run(PlayedPool()) == 0
+    assert other.states() == ["COMPLETE"] * 3 and other.search.trials()[1].user_attrs["message"] == ""
+
+
+def test_what_repeats_a_failed_trial_is_answered_with_it(tmp_path):
+    bench = Bench(tmp_path, ["method=a,also_a,b"], sampler="grid")
+    assert bench.run(PlayedPool({"method=a": "fail"})) == 0
+    assert bench.states() == ["AGAIN", "RUNNING", "COMPLETE"]
+    assert bench.run(PlayedPool()) == 0 and bench.states() == ["COMPLETE"] * 3
+
+
+def test_without_retries_a_failure_is_the_end_of_it(tmp_path):
+    bench = Bench(tmp_path, ["method=a,b"], sampler="grid", retries=0)
+    assert bench.run(PlayedPool({"method=b": "fail"})) == 0 and bench.states() == ["COMPLETE", "FAIL"]
 
 
 def test_without_keep_going_the_first_failure_ends_the_search(tmp_path):
     bench = Bench(tmp_path, ["method=a,b,c"], sampler="grid", keep_going=False)
     assert bench.run(PlayedPool({"method=b": "fail"})) == 1
-    assert bench.states() == ["COMPLETE", "FAIL"] and "keep_going=false" in bench.search.trouble
+    assert bench.states() == ["COMPLETE", "AGAIN"] and "keep_going=false" in bench.search.trouble
 
 
 def test_a_lagging_trial_is_pruned_and_its_run_says_so(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from runner.tasks.base import Task
 from runner.tasks.segmentation import Segmentation
 from runner.training.forward import Forward
 from runner.types import Group
@@ -50,6 +51,25 @@ def test_gradient_is_that_of_the_focal_loss_and_the_value_the_plain_one(setting,
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
     plain = Forward(net, tasks, torch.device("cpu"), nullcontext).loss_sums([group])["seg"]
     torch.testing.assert_close(loss, plain)
+
+
+def test_a_task_that_knows_only_its_sum(setting):
+    """A task of a plug-in: asked for one example after the other, with the same numbers."""
+    net, tasks, group, _ = setting
+
+    class Sums(Task):
+        loss_sum, loss_count = Segmentation.loss_sum, Segmentation.loss_count
+        element_counts = Segmentation.element_counts
+
+    plain = Sums("seg", out_channels=4, directions={}, headline="loss")
+    plain.class_weights, plain.label_smoothing = None, 0.0
+    per_example = FocalSample(tasks).per_example
+    grads = []
+    for task in (tasks["seg"], plain):
+        loss = Forward(net, {"seg": task}, torch.device("cpu"), nullcontext, per_example).loss_sums([group])["seg"]
+        grads.append(torch.autograd.grad(loss, list(net.parameters())))
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_solved_examples_fade_out_and_zero_is_no_nan():

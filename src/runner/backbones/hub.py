@@ -83,8 +83,8 @@ def _from_hub(hub_id: str, where: str) -> Path:
     except (OSError, HfHubHTTPError) as error:
         raise UserError(
             f"{where}: not in the local cache, and the Hugging Face hub cannot be reached",
-            f"where there is network, run `hf download {hub_id} --local-dir DIR`, then set backbone.pretrained=DIR; "
-            "or backbone.pretrained=null",
+            f"where there is network, run `hf download {hub_id} --local-dir DIR`, then set {where.partition('=')[0]}=DIR; "
+            f"or {where.partition('=')[0]}=null",
         ) from error
 
 

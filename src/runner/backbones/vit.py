@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from runner.backbones.plain import PlainTransformer
 from runner.backbones.pretrained import attention_choice, make_trunk
+from runner.backbones.resnet import group_norm
 from runner.config.kinds import Fraction, NonNegativeInt
 from runner.errors import UserError
 from runner.specs import InputSpec
@@ -24,9 +26,10 @@ def _preset(width: int, layers: int, heads: int, patch: int = 16) -> dict[str, i
     }
 
 
-# "vit_tiny" and "small" are those of DeiT, Touvron et al. 2021, arXiv 2012.12877.
+# "mini" is for images of 32 pixels. "vit_tiny" and "small" are those of DeiT, Touvron et al. 2021, arXiv 2012.12877.
 PRESETS = {
     "tiny": _preset(64, 4, 2),
+    "mini": _preset(128, 4, 4, patch=8) | {"image_size": 32},
     "vit_tiny": _preset(192, 12, 3),
     "small": _preset(384, 12, 6),
     "base": _preset(768, 12, 12),
@@ -38,6 +41,10 @@ class ViT(PlainTransformer):
     """Plain transformer on patches; position embeddings are interpolated to any image size.
 
     Layer groups: embeddings, then one per block.
+
+    Args:
+        stem: "patch" cuts the image into patches; "conv" replaces that by 3×3 convolutions of stride 2 with GroupNorm
+            and one 1×1 convolution (Xiao et al. 2021, arXiv 2106.14881), from scratch only.
     """
 
     input_kind = "image"
@@ -47,10 +54,11 @@ class ViT(PlainTransformer):
         self,
         inputs: InputSpec,
         *,
-        size: Literal["tiny", "vit_tiny", "small", "base", "large"] | None = "base",
+        size: Literal["tiny", "mini", "vit_tiny", "small", "base", "large"] | None = "base",
         pretrained: str | None = None,
         frozen: bool | NonNegativeInt = False,
         gradient_checkpointing: bool = False,
+        stem: Literal["patch", "conv"] = "patch",
         pyramid: Literal["taps", "last"] = "taps",
         pooling: Literal["first", "mean"] = "first",
         dropout: Fraction | None = None,
@@ -58,6 +66,11 @@ class ViT(PlainTransformer):
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.5, 0.5, 0.5),
     ) -> None:
+        if stem == "conv" and pretrained is not None:
+            raise UserError(
+                "backbone.stem=conv replaces the patches that a checkpoint's weights were trained with",
+                "set backbone.stem=patch, or backbone.pretrained=null",
+            )
         trunk = make_trunk(
             "vit",
             PRESETS,
@@ -74,6 +87,8 @@ class ViT(PlainTransformer):
         patch = trunk.config.patch_size
         if not isinstance(patch, int) or patch % 4:
             raise UserError(f"backbone.pretrained={pretrained} has patches of {patch}; multiples of 4 give a pyramid")
+        if stem == "conv":
+            trunk.embeddings.patch_embeddings.projection = ConvStem(trunk.config.hidden_size, patch)
         super().__init__(inputs, trunk, patch, pyramid, pooling, mean, std)
         self.finish(frozen, gradient_checkpointing)
 
@@ -91,3 +106,32 @@ class ViT(PlainTransformer):
     def encode(self, x_BCHW: Tensor, all_blocks: bool) -> tuple[Tensor, Sequence[Tensor]]:
         output = self.trunk(x_BCHW, interpolate_pos_encoding=True, output_hidden_states=all_blocks)
         return output.last_hidden_state, output.hidden_states or ()
+
+
+class ConvStem(nn.Module):
+    """Images (B, 3, H, W) → (B, D, H / patch, W / patch): halving 3×3 convolutions, then a 1×1 (Xiao et al. 2021).
+
+    Args:
+        dim: D; the convolutions before the last have a half, a quarter, … of it.
+        patch: a power of two.
+    """
+
+    def __init__(self, dim: int, patch: int) -> None:
+        super().__init__()
+        halvings = patch.bit_length() - 1
+        widths = [3, *(dim >> (halvings - 1 - index) for index in range(halvings))]
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(widths[i], widths[i + 1], 3, stride=2, padding=1, bias=False) for i in range(halvings)
+        )
+        self.norms = nn.ModuleList(group_norm(width) for width in widths[1:])
+        self.out = nn.Conv2d(dim, dim, 1)
+
+    @property
+    def weight(self) -> Tensor:
+        """What transformers asks for the dtype of."""
+        return self.out.weight
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            x_BCHW = F.relu(norm(convolution(x_BCHW)))
+        return self.out(x_BCHW)

@@ -1,27 +1,24 @@
-"""From the command line of `runner tune` to a search, and from a search to its last words."""
+"""From the command line of `runner tune` to a search: everything that can be wrong is said before anything starts."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from runner.cli import search_run
 from runner.cli.arguments import HydraArguments
-from runner.cli.output import print_table
 from runner.cli.points import Trials, check_points, without_tune
 from runner.config import static
 from runner.config.compose import Composed, compose
 from runner.config.freeze import finalize
 from runner.config.schema import TuneConfig
 from runner.config.signature import affects_weights
-from runner.errors import EXIT_DONE, Problem, UserError
-from runner.files import read_json, write_json
+from runner.errors import Problem, UserError
 from runner.tuning.objective import Objective, read_objective
 from runner.tuning.space import Space, read_space
 
@@ -46,9 +43,10 @@ def tune(name: str, request: HydraArguments, argv: list[str]) -> int:
     trials = Trials(name, request, fixed)
     check_points(space, trials)
     folder = _folder(config, settings, space, fixed)
+    search = search_run.Asked(folder, space, objective, settings, trials, _plain(argv), config)
     if request.dry_run:
-        return _dry(folder, space, objective, settings)
-    return _search(folder, space, objective, settings, trials, argv, config)
+        return search_run.dry(search)
+    return search_run.run(search)
 
 
 def _compose(name: str, lines: list[str], request: HydraArguments, problems: list[Problem]) -> Composed:
@@ -108,10 +106,9 @@ def _check_settings(settings: TuneConfig, space: Space, objective: Objective, co
     if asked and asked[-1].partition("=")[2] not in ("null", "none", ""):
         what = f"'{asked[-1]}': runner tune compares trials with one another and trains no baselines"
         problems.append(Problem(what, "leave it out; give it to `runner train` with the best configuration"))
-    if config["launch"]["scheduler"] != "local":
-        what = "runner tune runs its trials on this machine, not through a queue: launch=slurm is not for it"
-        hint = "run it inside one allocation (salloc, sbatch) with launch=local launch.jobs=N; killed, it goes on"
-        problems.append(Problem(what, hint))
+    if settings.driver == "slurm" and config["launch"]["scheduler"] != "slurm":
+        what = "tune.driver=slurm submits the search, and its trials run on this machine"
+        problems.append(Problem(what, "submit the trials as well: launch=slurm"))
     if settings.sampler != "grid" and settings.trials is not None and settings.trials < 2:
         problems.append(Problem(f"tune.trials={settings.trials} compares nothing", "give at least 2"))
     return problems
@@ -131,125 +128,6 @@ def _folder(config: dict[str, Any], settings: TuneConfig, space: Space, fixed: S
     return Path(config["output_dir"]) / "tune" / f"{config['name']}-{digest}"
 
 
-def _describe(space: Space, objective: Objective, settings: TuneConfig) -> list[str]:
-    size = "endless" if space.size is None else f"{space.size} points"
-    lines = [f"space      {size}", *(f"           {axis.key} = {axis.spec}" for axis in space.axes)]
-    wanted = ", ".join(objective.names)
-    pruner = "" if settings.pruner == "none" else f", pruned by {settings.pruner}"
-    return [*lines, f"objective  {wanted} on the validation split", f"sampler    {settings.sampler}{pruner}"]
-
-
-def _dry(folder: Path, space: Space, objective: Objective, settings: TuneConfig) -> int:
-    print("\n".join([*_describe(space, objective, settings), f"folder     {folder}"]))
-    return EXIT_DONE
-
-
-def _search(
-    folder: Path,
-    space: Space,
-    objective: Objective,
-    settings: TuneConfig,
-    trials: Trials,
-    argv: list[str],
-    config: dict[str, Any],
-) -> int:
-    from runner.launching.pool import Pool
-    from runner.launching.schedule import may_start
-    from runner.launching.signals import quiet_signals
-    from runner.tuning.search import Search
-    from runner.tuning.study import hold, make_pruner, open_study
-    from runner.tuning.summary import summarise, write_sweep
-
-    with hold(folder):
-        _refuse_other(folder, space, objective)
-        study = open_study(folder, folder.name, objective.count, make_pruner(settings.pruner, settings.startup, config))
-        launch = config["launch"]
-        pool = Pool(launch["jobs"], gpus_per_job=launch["gpus_per_job"], ready=may_start)
-
-        def keep() -> None:
-            write_sweep(folder, study, space, objective, settings, argv, str(config["name"]), search.runs.needs())
-            write_json(folder / "tune.json", summarise(study, objective, search.elapsed_s))
-
-        before = read_json(folder / "tune.json") if (folder / "tune.json").is_file() else {}
-        search = Search(
-            folder,
-            study,
-            space,
-            objective,
-            settings,
-            compose=trials.compose,
-            argv=trials.argv,
-            pool=pool,
-            tell=lambda text: print(text, flush=True),
-            keep=keep,
-            jobs=launch["jobs"],
-            keep_going=launch["keep_going"],
-            spent_s=float(before.get("elapsed_s", 0.0)),
-        )
-        there = search.runs_made()
-        print("\n".join(_describe(space, objective, settings)))
-        print(f"folder     {folder}" + (f" ({there} trials are there)" if there else ""), flush=True)
-        keep()
-        with quiet_signals() as stops:
-            code = search.run(stops)
-        _last_words(folder, search, trials)
-        if search.trouble:
-            print(f"error: {search.trouble}\n  see: runner status {folder}", file=sys.stderr)
-        return code
-
-
-def _refuse_other(folder: Path, space: Space, objective: Objective) -> None:
-    """A pinned folder that holds another search is left alone."""
-    path = folder / "sweep.json"
-    if not path.is_file():
-        return
-    before = read_json(path)
-    if before.get("verb") != "tune":
-        raise UserError(f"'{folder}' holds a sweep, not a search", "choose another folder with tune.dir=DIR")
-    axes = {axis.key: list(axis.choices) or [axis.spec] for axis in space.axes}
-    wanted = len((before.get("tune") or {}).get("objective") or objective.names)
-    if before.get("axes") != axes or wanted != objective.count:
-        held = ", ".join(f"{key}={','.join(values)}" for key, values in (before.get("axes") or {}).items())
-        raise UserError(
-            f"'{folder}' holds another search: {held}",
-            "choose another folder with tune.dir=DIR",
-            f"runner status {folder}",
-        )
-
-
-def _last_words(folder: Path, search: Any, trials: Trials) -> None:
-    """Tables, pictures and commands."""
-    from runner.tuning.plots import write_plots
-    from runner.tuning.summary import best_trials, command, counts, importances, own, summarise, table
-
-    study, objective = search.study, search.objective
-    every = search.trials()
-    print(f"\ntrials: {counts(every)}, in {search.elapsed_s / 60:.1f} minutes")
-    for trial in every:
-        if trial.state.name == "FAIL" and trial.user_attrs.get("directory"):
-            print(f"  trial {trial.number} failed: {trial.user_attrs.get('message', '')}")
-    if own(every):
-        several = objective.count > 1
-        print()
-        print_table(*table(study, objective, search.space), title="on the front: *" if several else "the best trials")
-        shares = importances(study)
-        write_json(folder / "tune.json", summarise(study, objective, search.elapsed_s, shares))
-        if shares:
-            print()
-            print_table(["importance", "share"], [[key, f"{share:.2f}"] for key, share in shares.items()])
-        for path in write_plots(folder, study, objective, shares):
-            print(f"plot    {_short(path)}")
-        for trial in best_trials(study):
-            which = f"trial {trial.number}" if several else f"the best, trial {trial.number}"
-            print(f"\n{which}: {' '.join(trial.user_attrs['overrides'])}")
-            print(f"  test    {command(['eval', _short(folder / trial.user_attrs['directory']), 'split=test'])}")
-            print(f"  train   {command(trials.command(trial.user_attrs['overrides']))}")
-    if search.stopping or search.left:
-        print("\nstopped: the same command goes on with it")
-    elif search.runs_made() < search.budget and search.settings.hours:
-        print(f"\ntune.hours={search.settings.hours:g} is spent: the same command with more goes on")
-
-
-def _short(path: Path) -> str:
-    relative = os.path.relpath(path)
-    return relative if not relative.startswith("..") else str(path)
+def _plain(argv: Sequence[str]) -> list[str]:
+    """The command without what is about one call of it."""
+    return [word for word in argv if word != "--dry-run"]

@@ -106,12 +106,12 @@ def sweep(composed: Composed, request: HydraArguments, argv: Sequence[str]) -> i
 
 def go_on(place: SweepDirectory) -> int:
     """Run what is not completed of a sweep, with what its jobs were frozen with; where it was run before."""
-    from runner.launching import slurm
+    from runner.launching import slurm, slurm_queue
 
     entries = place.entries()
     if not entries:
         raise UserError(f"the sweep in '{place.path}' has no jobs", "", f"runner status {place.path}")
-    if slurm.submissions(place):
+    if slurm_queue.submissions(place):
         return slurm.submit(place, entries, place.config(entries[0])["launch"])
     return run_here(place, entries)
 

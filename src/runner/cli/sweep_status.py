@@ -15,30 +15,33 @@ from runner.launching.sweepdir import Entry, SweepDirectory
 
 def show(place: SweepDirectory, *, as_json: bool) -> int:
     """Print how a sweep is doing."""
-    from runner.launching import slurm
+    from runner.launching import slurm_queue
 
     info, entries = place.info(), place.entries()
-    queued: dict[int, Any] = {}
-    needs_queued: dict[int, Any] = {}
+    in_queue = slurm_queue.Queue({}, {})
     silent = ""
     try:
-        queued, needs_queued = slurm.queue(place), slurm.needs_queue(place)
+        in_queue = slurm_queue.queue(place)
     except UserError as error:  # the run directories say enough
         silent = error.problems[0].what
-    rows = [_row(place, entry, info, queued) for entry in entries]
-    needs = [_need(place, number, need, needs_queued) for number, need in enumerate(info["needs"])]
+    rows = [_row(place, entry, info, in_queue.jobs) for entry in entries]
+    needs = [_need(place, number, need, in_queue.needs) for number, need in enumerate(info["needs"])]
     if as_json:
         print(json.dumps({"sweep": info, "jobs": rows, "needs": needs}, indent=2))
         return EXIT_DONE
-    submitted = bool(slurm.submissions(place))
-    print(f"sweep {info['id']}")
+    arrays = slurm_queue.arrays(place)
+    submitted = bool(arrays) or bool(len(in_queue))
+    print(f"{'search' if info['verb'] == 'tune' else 'sweep'} {info['id']}")
     print(f"  command      runner {shlex.join(info['argv'])}")
     print(f"  jobs         {len(rows)}: {_count(row['state'] for row in rows)}")
     if needs:
         print(f"  needed       {len(needs)}: {_count(need['state'] for need in needs)}")
     if submitted:
-        ids = ", ".join(record["job"] for record in slurm.submissions(place))
-        print(f"  Slurm        array {ids}{f' (no word from it: {silent})' if silent else ''}")
+        few = ", ".join(arrays[-4:]) or "none yet"
+        more = f" and {len(arrays) - 4} before" if len(arrays) > 4 else ""
+        print(f"  Slurm        array {few}{more}{f' (no word from it: {silent})' if silent else ''}")
+    if in_queue.driver is not None:
+        print(f"  driver       job {in_queue.driver.job}, {in_queue.driver}")
     print()
     columns = ["job", "state", *(["queue"] if submitted else []), "step", "overrides", "result"]
     print_table(columns, [[str(row.get(column) or "") for column in columns] for row in rows])
@@ -47,7 +50,7 @@ def show(place: SweepDirectory, *, as_json: bool) -> int:
         print()
         columns = ["needed", "state", *(["queue"] if submitted else [])]
         print_table(columns, [[str(need.get(column) or "") for column in columns] for need in waiting])
-    _tell_next(place, rows, bool(queued or needs_queued))
+    _tell_next(place, rows, bool(len(in_queue)))
     return EXIT_DONE
 
 

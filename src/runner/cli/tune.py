@@ -20,7 +20,8 @@ tune.trials adds to it.
   tune.objective=relative    relative, pareto, TASK, TASK/METRIC, or [A,B] for a Pareto front
   tune.sampler=tpe           tpe, random, grid, nsga2;   tune.pruner=none|median|hyperband
   tune.trials=20 tune.hours=8 tune.seed=0 launch.jobs=2; `runner tune --cfg job` shows all keys
-  --dry-run                  show the space and the folder; run nothing
+  launch=slurm               trials are array elements; tune.driver=slurm submits the search, too
+  --dry-run                  show the space and the folder, write the scripts; run nothing
 
 examples:
   runner tune +experiment=demo 'optimizer.lr=tag(log,interval(1e-5,1e-2))' tune.trials=30

@@ -1,4 +1,4 @@
-"""The configurations that another one implies: the single-task run of each of its tasks."""
+"""The configurations that another one implies: the single-task run of each of its tasks, the experts of a merge."""
 
 from __future__ import annotations
 
@@ -38,6 +38,18 @@ def on_tasks(config: Mapping[str, Any], tasks: Sequence[str], name: str) -> dict
     if derived["trainer"]["select"].partition("/")[0] not in tasks:
         derived["trainer"]["select"] = "auto"
     return derived
+
+
+def expert_groups(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Expert → the tasks it is tuned on: the subsets that `merging.experts` names, then every other task by itself.
+
+    Args:
+        config: a frozen configuration of `runner train` that merges.
+    """
+    tasks = list(config["mixture"]["tasks"])
+    named = {expert: tuple(own) for expert, own in ((config.get("merging") or {}).get("experts") or {}).items()}
+    taken = {task for own in named.values() for task in own}
+    return {**named, **{task: (task,) for task in tasks if task not in taken}}
 
 
 @cache

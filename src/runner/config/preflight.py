@@ -42,7 +42,7 @@ def input_kinds(config: Config, report: Report) -> None:
         report.add("backbone", what, hint, see="runner ls backbone")
 
 
-_KIND_WORDS = {"image": "images", "text": "text", "table": "tables"}
+_KIND_WORDS = {"image": "images", "text": "text", "table": "tables", "graph": "molecules"}
 
 
 def batch_split(config: Config, report: Report) -> None:
@@ -151,6 +151,29 @@ def merge_launch(config: Config, report: Report) -> None:
         report.add("architecture", what, "leave architecture out, or set merge=none")
 
 
+def merge_subsets(config: Config, report: Report) -> None:
+    """`merging.experts` names subsets of the tasks, every task in one at most."""
+    tasks, subsets = _chosen(config), config["merging"]["experts"]
+    if not subsets or not config["merge"].get("_target_"):
+        return
+    key, owners = "merging.experts", dict[str, list[str]]()
+    for expert, own in subsets.items():
+        if not own or "/" in expert or not expert.strip(". "):
+            report.add(key, f"{key}: '{expert}' is not a name with tasks", "such as {digits: [mnist, usps]}")
+        if expert in tasks and own != [expert]:
+            report.add(key, f"{key}: '{expert}' is the name of a task", "give the subset a name of its own")
+        for task in own:
+            owners.setdefault(task, []).append(expert)
+            if task not in tasks:
+                report.add(key, f"unknown task '{task}' in {key}.{expert}", suggest(task, tasks))
+    for task, experts in owners.items():
+        if len(experts) > 1:
+            what = f"{key}: task '{task}' is named in {' and in '.join(experts)}"
+            report.add(key, what, "its head comes from one expert: name it once")
+    if len(tasks) > 1 and len(subsets) == 1 and set(tasks) <= owners.keys():
+        report.add(key, f"{key}: one expert of all tasks leaves nothing to merge", "merge=none trains it")
+
+
 def patience(config: Config, report: Report) -> None:
     """Early stopping counts evaluations, so there must be some on the way."""
     trainer = config["trainer"]
@@ -257,6 +280,7 @@ CHECKS: tuple[tuple[tuple[str, ...], Callable[[Config, Report], None]], ...] = (
     (("launch",), launch_settings),
     (("finetune", "backbone", "init"), fitted_heads),
     (("merge", "mixture.tasks", "tasks", "architecture"), merge_launch),
+    (("merge", "merging", "mixture.tasks", "tasks"), merge_subsets),
     (("mixture.tasks", "architecture"), heads),
     (("weighting", "architecture._target_", "trainer", "launch.num_processes"), weighting_mode),
     (("weighting._target_", "trainer.log_losses"), log_losses),

@@ -75,6 +75,8 @@ class MergingConfig:
         default_factory=lambda: [0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.25, 1.5]
     )
     examples: PositiveInt | None = 400
+    experts: dict[str, list[str]] | None = None
+    per_task: bool = True
     adapt: Literal["train", "validation", "test"] = "train"
     adapt_examples: PositiveInt | None = 1000
     diagnostics: list[Literal["vectors", "layers", "barrier", "disentanglement"]] = field(
@@ -200,6 +202,8 @@ class TuneConfig:
     hours: PositiveFloat | None = None
     startup: PositiveInt = 10
     seed: NonNegativeInt = 0
+    retries: NonNegativeInt = 1
+    driver: Literal["here", "slurm"] = "here"
     dir: str | None = None
 
 

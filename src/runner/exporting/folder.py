@@ -24,7 +24,7 @@ from runner.exporting.trunks import Trunk, write_trunks
 from runner.files import read_json, write_json
 from runner.launching.rundir import RunDirectory
 from runner.training.assemble import Parts, assemble
-from runner.training.checkpoints import Checkpoints, load_weights
+from runner.training.checkpoints import Checkpoints, check_inputs, load_weights
 
 PRIVATE = ("data_root", "output_dir", "run_dir")
 """Keys of the configuration that name places on this machine."""
@@ -84,6 +84,7 @@ def plain_model(config: dict[str, Any], checkpoint: Path, data_root: str | None)
     without = {**config, "adapter": {"_target_": None}}
     adapter = None if merged else build(config.get("adapter"), where="adapter")  # a merge has folded it already
     parts = assemble(without if merged else config, data_root, must_have_data=False)
+    check_inputs(checkpoint, parts.inputs)
     averaged = bool(TrainerConfig(**config["trainer"]).ema) and not merged
     if merged:
         load_weights(parts.model, checkpoint / "model.safetensors")

@@ -60,14 +60,17 @@ def find_job(place: SweepDirectory, index: int, needs: bool) -> SweepJob | Neede
         listed = info["needs"][index]
         config = place.need_config(listed["signature"])
         need = Need(listed["role"], tuple(listed["tasks"]), config, listed["signature"])
-        job = NeededJob(need, info["argv"])
+        fixed = info["fixed"] if info["verb"] == "train" else []  # a search has them among its arguments
+        job = NeededJob(need, ["train", *fixed, *info["arguments"]])
         for other in needed.needs(config):  # another element trains them: wait for it
             while needed.find(other) is None and _held(other):
                 time.sleep(1.0)
         return job
     entry = next(e for e in place.entries() if e.number == index)
     job = SweepJob(place, entry, place.config(entry), ["train", *entry.overrides, *info["arguments"]])
-    collect_needs([(job, job.config)], info["argv"])
+    if info["verb"] == "tune":
+        job.more["trial"] = index
+    collect_needs([(job, job.config)], job.argv)
     for wanted in job.needs:  # their own array has ended: what is not there has failed
         path = needed.find(wanted.need)
         wanted.path = path or wanted.path
@@ -108,7 +111,11 @@ def _lead(job: SweepJob | NeededJob, received: list[int]) -> int:
     job.end(code, words or ("" if code == EXIT_DONE else last_message(run)))
     say(f"{job.state}{f': {job.message}' if job.message else ''}: {run.path}")
     if code == EXIT_STOPPED:
-        _requeue(received, restarts, attempts)
+        if goes_on(received):
+            if restarts + 1 < attempts:
+                requeue()
+            else:
+                say(f"not requeued: launch.slurm.max_attempts={attempts} are used up; `runner resume` submits it anew")
         # A code other than 0 would take the elements on the other nodes down while they still save.
         return EXIT_STOPPED if nodes() == 1 else EXIT_DONE
     return code
@@ -139,17 +146,17 @@ def _attend(path: Path, config: Mapping[str, Any], received: list[int]) -> tuple
     return code, bool(received)
 
 
-def _requeue(received: list[int], restarts: int, attempts: int) -> None:
-    """Put the job back into the queue, if that is what the stop signal meant."""
+def goes_on(received: list[int]) -> bool:
+    """Whether a stop signal means that the job is to go on later."""
     job = os.environ.get("SLURM_JOB_ID", "")
-    wanted = signal.SIGUSR2 in received or (signal.SIGTERM in received and still_running(job))
-    if not (job and wanted):
-        return
-    if restarts + 1 >= attempts:
-        say(f"not requeued: launch.slurm.max_attempts={attempts} are used up; `runner resume` submits it anew")
-        return
+    return bool(job) and (signal.SIGUSR2 in received or (signal.SIGTERM in received and still_running(job)))
+
+
+def requeue() -> None:
+    """Put this process's job back into the queue."""
     for number in (signal.SIGTERM, signal.SIGCONT, signal.SIGINT):  # requeuing ends this process too
         signal.signal(number, signal.SIG_IGN)
+    job = os.environ["SLURM_JOB_ID"]
     done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
     if done.returncode:
         say(f"cannot be requeued ({' '.join(done.stderr.split())}); `runner resume` submits it anew")
@@ -194,10 +201,13 @@ def node_environments(config: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def first_host() -> str:
-    """The name of the job's first node."""
+    """The address of the job's first node, by which Slurm's own daemons reach it; its name where they do the same."""
     listed = os.environ["SLURM_JOB_NODELIST"]
     done = subprocess.run(["scontrol", "show", "hostnames", listed], capture_output=True, text=True, check=True)
-    return done.stdout.split()[0]
+    name = done.stdout.split()[0]
+    done = subprocess.run(["scontrol", "-o", "show", "node", name], capture_output=True, text=True, check=False)
+    words = [word.partition("=")[2] for word in done.stdout.split() if word.startswith("NodeAddr=")]
+    return words[0] if words else name
 
 
 def _follow(job: Job, received: list[int]) -> int:

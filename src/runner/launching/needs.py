@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from runner.config.derive import PLAIN, on_tasks
+from runner.config.derive import PLAIN, expert_groups, on_tasks
 from runner.config.signature import signature
 from runner.errors import EXIT_DONE, EXIT_STOPPED
 from runner.files import read_json
@@ -73,12 +73,12 @@ def base(config: Mapping[str, Any]) -> list[Need]:
 
 
 def experts(config: Mapping[str, Any]) -> list[Need]:
-    """One expert per task, tuned from the same start; none where nothing is merged."""
+    """One expert per task or named subset, tuned from the same start; none where nothing is merged."""
     if not (config.get("merge") or {}).get("_target_"):
         return []
     return [
-        Need.of("expert", on_tasks(config, [task], f"{config['name']}/expert/{task}"))
-        for task in config["mixture"]["tasks"]
+        Need.of("expert", on_tasks(config, tasks, f"{config['name']}/expert/{expert}"))
+        for expert, tasks in expert_groups(config).items()
     ]
 
 

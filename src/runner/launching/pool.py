@@ -136,8 +136,15 @@ class Pool:
     Args:
         jobs: so many at a time.
         gpus_per_job: see `runner.launching.devices.Gpus`.
-        ready: whether a job may start now; asked again and again. It may end the job instead, by `fail`.
+        ready: whether a job may start now; asked again and again. It may end the job instead, by `end`.
+
+    Attributes:
+        parting: what becomes of running jobs when the pool is stopped, in words.
+        outlives: whether they go on without it.
     """
+
+    parting = "running trials save and end; once more ends them at once"
+    outlives = False
 
     def __init__(
         self, jobs: int = 1, *, gpus_per_job: int | None = None, ready: Callable[[Job], bool] = lambda job: True

@@ -1,51 +1,26 @@
-"""A sweep through Slurm: one array of jobs from a script that a person can read, its queue, its end.
+"""A sweep through Slurm: one array of jobs from a script that a person can read.
 
 Each element of the array runs `runner.launching.element`, which goes on in the job's own directory however often it is
-requeued. Nothing here needs Slurm's accounting.
+requeued. `runner.launching.slurm_queue` asks Slurm how they stand.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shlex
-import shutil
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from runner.errors import EXIT_DONE, UserError
-from runner.files import read_json, write_atomic, write_json
+from runner.files import write_atomic
 from runner.launching.needs import find
-from runner.launching.rundir import now
 from runner.launching.schedule import SweepJob, collect_needs
+from runner.launching.slurm_queue import DRIVER_SCRIPT, NEEDS_SCRIPT, SCRIPT, Queue, queue, record, require, sbatch
 from runner.launching.sweepdir import Entry, SweepDirectory
 from runner.tracking.table import shell_path
 
-SCRIPT, NEEDS_SCRIPT, SUBMISSIONS = "submit.sbatch", "needs.sbatch", "slurm.json"
-
-
-@dataclass(frozen=True)
-class Queued:
-    """An element of an array in Slurm's queue.
-
-    Attributes:
-        state: PENDING, RUNNING, COMPLETING, …
-        reason: why it waits.
-    """
-
-    state: str
-    reason: str
-
-    def __str__(self) -> str:
-        waits = self.state == "PENDING" and self.reason not in ("", "None")
-        return f"{self.state.lower()}{f' ({self.reason})' if waits else ''}"
-
-
-# ---- submitting ------------------------------------------------------------------------------------------------------
+DRIVER = "RUNNER_DRIVER"
+"""Environment variable: this front end is the driver of a search, in a job of its own."""
 
 
 def submit(
@@ -67,14 +42,14 @@ def submit(
         UserError: there is no Slurm here, or it refuses.
     """
     if not dry_run:
-        _require("sbatch")
-    waiting = {} if dry_run else queue(place)
+        require("sbatch")
+    waiting = Queue({}, {}) if dry_run else queue(place)
     configs = {entry.number: place.config(entry) for entry in entries}
     problem = _unlike([config["launch"] for config in configs.values()])
     if problem:
         raise UserError(problem, "an array asks for the same resources for all of its jobs: submit two sweeps")
     done = [e for e in entries if place.state(e) == "COMPLETED"]
-    todo = [e for e in entries if e not in done and e.number not in waiting]
+    todo = [e for e in entries if e not in done and e.number not in waiting.jobs]
     counts = f"{len(entries)} jobs, {len(done)} completed, {len(entries) - len(done) - len(todo)} in the queue"
     print(f"sweep {place.id}: {counts}\n  directory {shell_path(place.path)}")
     if not todo:
@@ -87,25 +62,40 @@ def submit(
     place.add_needs([(w.need.role, w.need.tasks, w.need.signature, w.need.config) for w in wanted])
     places = {need["signature"]: number for number, need in enumerate(place.info()["needs"])}
     missing = sorted(places[w.need.signature] for w in wanted if find(w.need) is None)
-    (place.path / "slurm").mkdir(exist_ok=True)
-    if missing:
-        write_atomic(place.path / NEEDS_SCRIPT, script(place, launch, missing, needs=True))
-    write_atomic(place.path / SCRIPT, script(place, launch, [entry.number for entry in todo]))
+    queued = {q.job.partition("_")[0] for number, q in waiting.needs.items() if number in missing}
+    missing = [number for number in missing if number not in waiting.needs]
+    numbers = [entry.number for entry in todo]
+    write_scripts(place, launch, numbers, missing)
     if dry_run:
         _tell_dry(place, bool(missing))
         return EXIT_DONE
-    needs_id = _sbatch(place.path / NEEDS_SCRIPT) if missing else None
+    needs_id = sbatch(place.path / NEEDS_SCRIPT) if missing else None
+    before = ":".join(sorted(queued | ({needs_id} if needs_id else set())))
     # A failed baseline only costs Δm, so the jobs start when the needed runs have ended, not only when all went well.
-    job_id = _sbatch(place.path / SCRIPT, *([f"--dependency=afterany:{needs_id}"] if needs_id else []))
-    numbers = [entry.number for entry in todo]
-    record = {"job": job_id, "needs": needs_id, "numbers": numbers, "submitted": now()}
-    write_json(place.path / SUBMISSIONS, [*submissions(place), record])
+    job_id = sbatch(place.path / SCRIPT, *([f"--dependency=afterany:{before}"] if before else []))
+    record(place, job=job_id, needs=needs_id, numbers=numbers)
     if needs_id:
         print(f"submitted array {needs_id}: {len(missing)} needed runs")
     print(f"submitted array {job_id}: {len(todo)} jobs")
+    tell_verbs(place)
+    return EXIT_DONE
+
+
+def tell_verbs(place: SweepDirectory) -> None:
+    """How to look after what was submitted."""
     for verb in ("status", "cancel", "resume"):
         print(f"  {verb:<8} runner {verb} {shell_path(place.path)}")
-    return EXIT_DONE
+
+
+def write_scripts(
+    place: SweepDirectory, launch: Mapping[str, Any], numbers: Sequence[int], needs: Sequence[int]
+) -> None:
+    """The batch scripts of jobs and of needed runs, where there are any, and the folder for their logs."""
+    (place.path / "slurm").mkdir(parents=True, exist_ok=True)
+    if needs:
+        write_atomic(place.path / NEEDS_SCRIPT, script(place, launch, needs, needs=True))
+    if numbers:
+        write_atomic(place.path / SCRIPT, script(place, launch, numbers))
 
 
 def script(place: SweepDirectory, launch: Mapping[str, Any], numbers: Sequence[int], needs: bool = False) -> str:
@@ -135,14 +125,7 @@ def script(place: SweepDirectory, launch: Mapping[str, Any], numbers: Sequence[i
         "mem": asked["memory"],
         "gpus-per-node": asked["gpus"],
     }
-    lines = [f"#SBATCH --{flag}={value}" for flag, value in flags.items() if value is not None]
-    lines += [
-        "#SBATCH --requeue",
-        "#SBATCH --open-mode=append",
-        f"#SBATCH --signal=USR2@{asked['grace']}",
-        f"#SBATCH --output={place.path / 'slurm' / '%A_%a.log'}",
-        *(f"#SBATCH {flag}" for flag in asked["extra"]),
-    ]
+    lines = _directives(place, asked, flags, "%A_%a.log")
     python = shlex.quote(asked["python"] or sys.executable)
     step = ["srun --kill-on-bad-exit=1" + (f" --cpus-per-task={per_node}" if per_node else "")]
     step += [asked["container"]] if asked["container"] else []
@@ -155,10 +138,54 @@ def script(place: SweepDirectory, launch: Mapping[str, Any], numbers: Sequence[i
         "# An element goes on in its run's own directory, however often it is requeued: before the time limit",
         f"# (USR2, {asked['grace']} s ahead), on preemption and on `scontrol requeue` it saves first.",
     ]
-    body = ["", "trap : TERM  # the step gets it too; it saves and ends, and this script waits for it"]
-    body += ["", *asked["setup"]] if asked["setup"] else []
-    body += ["", " \\\n  ".join(step) + (" --needs" if needs else "")]
-    return "\n".join([*head, *lines, *body]) + "\n"
+    return _join(head, lines, asked, [" \\\n  ".join(step) + (" --needs" if needs else "")])
+
+
+def driver_script(place: SweepDirectory, launch: Mapping[str, Any]) -> str:
+    """The batch script of a search's driver: one core that asks Optuna and submits the trials.
+
+    It runs with the interpreter that submits it, outside of any container, because it needs Slurm's own commands.
+    """
+    asked = launch["slurm"]
+    flags = {
+        "job-name": f"{place.id}-driver",
+        "partition": asked["partition"],
+        "account": asked["account"],
+        "qos": asked["qos"],
+        "time": asked["time"],
+        "ntasks": 1,
+        "cpus-per-task": 1,
+        "mem": "2G",
+    }
+    by_hand = shlex.quote(str(place.path / DRIVER_SCRIPT))
+    head = [
+        "#!/bin/bash",
+        f"# Search {place.id}: its driver, which asks Optuna for trials and submits them with {SCRIPT}.",
+        f"# `runner tune … tune.driver=slurm` wrote this; by hand: sbatch {by_hand}",
+        f"# Before its time limit (USR2, {asked['grace']} s ahead) it is requeued; trials go on meanwhile.",
+    ]
+    command = f"srun --ntasks=1 {shlex.quote(sys.executable)} -m runner resume {shlex.quote(str(place.path))}"
+    body = [f"export {DRIVER}=1  # do the work, do not submit it again", command]
+    lines = _directives(place, {**asked, "extra": []}, flags, "driver-%j.log")  # such as --exclusive: meant for trials
+    return _join(head, lines, asked, body)
+
+
+def _directives(place: SweepDirectory, asked: Mapping[str, Any], flags: Mapping[str, object], log: str) -> list[str]:
+    """The #SBATCH lines."""
+    return [
+        *(f"#SBATCH --{flag}={value}" for flag, value in flags.items() if value is not None),
+        "#SBATCH --requeue",
+        "#SBATCH --open-mode=append",
+        f"#SBATCH --signal=USR2@{asked['grace']}",
+        f"#SBATCH --output={place.path / 'slurm' / log}",
+        *(f"#SBATCH {flag}" for flag in asked["extra"]),
+    ]
+
+
+def _join(head: list[str], lines: list[str], asked: Mapping[str, Any], body: list[str]) -> str:
+    trap = ["", "trap : TERM  # the step gets it too; it saves and ends, and this script waits for it"]
+    setup = ["", *asked["setup"]] if asked["setup"] else []
+    return "\n".join([*head, *lines, *trap, *setup, "", *body]) + "\n"
 
 
 def compress(numbers: Sequence[int]) -> str:
@@ -187,87 +214,3 @@ def _tell_dry(place: SweepDirectory, needs: bool) -> None:
     dependency = "--dependency=afterany:$needs " if needs else ""
     print(f"  sbatch {dependency}{shell_path(place.path / SCRIPT)}\n\n{SCRIPT}:")
     print((place.path / SCRIPT).read_text(encoding="utf-8"), end="")
-
-
-def _sbatch(path: Path, *flags: str) -> str:
-    # Variables of a job that this command may itself run in would otherwise reach the new one.
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_"))}
-    done = subprocess.run(
-        ["sbatch", "--parsable", *flags, str(path)], capture_output=True, text=True, env=clean, check=False
-    )
-    if done.returncode:
-        words = " ".join((done.stderr or done.stdout).split())
-        raise UserError(f"sbatch refuses {path}: {words}", "set launch.slurm keys to what this cluster has", "sinfo")
-    return done.stdout.strip().partition(";")[0]
-
-
-def _require(program: str) -> None:
-    if shutil.which(program) is None:
-        raise UserError(
-            f"launch=slurm needs {program}, which is not installed here",
-            "log in to a machine of the cluster, or let --dry-run write the script",
-            "runner doctor",
-        )
-
-
-# ---- the queue -------------------------------------------------------------------------------------------------------
-
-
-def submissions(place: SweepDirectory) -> list[dict[str, Any]]:
-    """What was submitted for a sweep, oldest first; nothing for one that runs here."""
-    with contextlib.suppress(FileNotFoundError):
-        return list(read_json(place.path / SUBMISSIONS))
-    return []
-
-
-def queue(place: SweepDirectory) -> dict[int, Queued]:
-    """Number of a job → its place in Slurm's queue, for those that are in it.
-
-    Raises:
-        UserError: Slurm does not answer.
-    """
-    return _queue({record["job"] for record in submissions(place)})
-
-
-def needs_queue(place: SweepDirectory) -> dict[int, Queued]:
-    """The same for the needed runs."""
-    return _queue({record["needs"] for record in submissions(place) if record["needs"]})
-
-
-def _queue(ids: set[str]) -> dict[int, Queued]:
-    if not ids:
-        return {}
-    _require("squeue")
-    try:
-        done = subprocess.run(
-            ["squeue", "--me", "-h", "-r", "-o", "%F|%K|%T|%r"], capture_output=True, text=True, timeout=60, check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        raise UserError("squeue does not answer", "is the controller up?", "scontrol ping") from error
-    if done.returncode:
-        raise UserError(f"squeue: {' '.join(done.stderr.split())}", "is the controller up?", "scontrol ping")
-    found = {}
-    for line in done.stdout.splitlines():
-        job, index, state, reason = line.strip().split("|", 3)
-        if job in ids and index.isdigit():
-            found[int(index)] = Queued(state, reason)
-    return found
-
-
-def cancel(place: SweepDirectory) -> int:
-    """Cancel whatever of a sweep is in the queue; returns how many jobs that were.
-
-    Raises:
-        UserError: Slurm does not answer, or refuses.
-    """
-    records = submissions(place)
-    count = len(queue(place)) + len(needs_queue(place))
-    ids = [i for record in records for i in (record["needs"], record["job"]) if i]
-    if not count:
-        return 0
-    done = subprocess.run(["scancel", *ids], capture_output=True, text=True, check=False)
-    # Jobs of an earlier submission may be forgotten already, which is what is wanted.
-    words = [line for line in done.stderr.splitlines() if "Invalid job id" not in line]
-    if done.returncode and words:
-        raise UserError(f"scancel: {' '.join(words)}")
-    return count

@@ -92,7 +92,7 @@ class SweepDirectory:
     @property
     def id(self) -> str:
         """Its name everywhere: W&B's group, the Slurm job's name."""
-        return str(self.info()["id"])
+        return str(self.info()["id"]) if is_sweep(self.path) else self.path.name
 
     def info(self) -> dict[str, Any]:
         """`sweep.json`."""
@@ -192,13 +192,13 @@ class SweepDirectory:
                 known[key] = entry
                 info["jobs"].append(asdict(entry))
                 number += 1
-            self._freeze(entry.stem, config)
+            self.freeze(entry.stem, config)
             entries.append(entry)
         if json.dumps(info) != before or not is_sweep(self.path):
             write_json(self.path / "sweep.json", info)
         return entries
 
-    def _freeze(self, stem: str, config: Mapping[str, Any]) -> None:
+    def freeze(self, stem: str, config: Mapping[str, Any]) -> None:
         """Keep a configuration; the file is written anew only where it differs, which is cheap to find out."""
         path = self.path / "configs" / f"{stem}.json"
         text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
@@ -218,7 +218,7 @@ class SweepDirectory:
             info = self.info()
             known = {need["signature"] for need in info["needs"]}
             for role, tasks, sig, config in needs:
-                self._freeze(f"needs/{sig}", config)
+                self.freeze(f"needs/{sig}", config)
                 if sig not in known:
                     info["needs"].append({"role": role, "tasks": list(tasks), "signature": sig})
                     known.add(sig)

@@ -36,6 +36,7 @@ from runner.config.build import build
 from runner.config.kinds import PositiveInt
 from runner.errors import Problem, UserError
 from runner.merging.coefficients import factor_at, table
+from runner.merging.packing import packed_bytes
 from runner.merging.sources import Models, Source
 
 R = TypeVar("R")
@@ -278,8 +279,12 @@ class Merge(ABC):
         """
 
     def parts(self, experts: tuple[str, ...]) -> dict[str, int]:
-        """Per-task strategies: what is stored beside the shared model, part → bits per weight."""
+        """Per-task strategies: what is stored beside the shared model, part → bits per weight, or `packing.RAW`."""
         return {}
+
+    def code_bytes(self, part: str, shape: Sequence[int], experts: tuple[str, ...]) -> int:
+        """Bytes of a part's codes for a tensor of this shape; a strategy with `RAW` parts says it itself."""
+        return packed_bytes(math.prod(shape), self.parts(experts)[part])
 
     def scalars(self, name: str, experts: tuple[str, ...], state: Any) -> dict[str, list[float]]:
         """Per-task strategies: numbers of one tensor that its `decoder` needs, part → numbers."""

@@ -5,9 +5,12 @@ A merge that keeps codes per task writes the name of its decoder, never a class,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
+
+from runner.merging.factors import rebuild
+from runner.merging.packing import RAW, unpack
 
 COMMON = "(common)"
 """A part that every task reads, beside its own."""
@@ -36,7 +39,29 @@ def quantised(
     return out
 
 
-DECODERS = {"masked": masked, "quantised": quantised}
+def added(
+    expert: str, base: Tensor, shared: Tensor, codes: Mapping[str, Tensor], scalars: Mapping[str, list[float]]
+) -> Tensor:
+    """θ_t = θ₀ + what the codes decode to: task vectors stored as factors."""
+    return base + codes[expert]
+
+
+DECODERS = {"masked": masked, "quantised": quantised, "added": added}
+
+
+def unpacked(packed: Tensor, bits: int, shape: Sequence[int], start: int, stop: int) -> Tensor:
+    """The codes of elements [start, stop) of a tensor.
+
+    Args:
+        packed: bytes: of the elements from `start` on, or of the whole tensor where `bits` is `RAW`.
+        bits: per weight, or `RAW`.
+        shape: of the tensor.
+        start: a multiple of `packing.GROUP`.
+        stop: exclusive.
+    """
+    if bits == RAW:
+        return rebuild(packed, shape).reshape(-1)[start:stop]
+    return unpack(packed, bits, stop - start)
 
 
 def decode(

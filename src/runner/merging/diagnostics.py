@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from runner.config.schema import MergingConfig
 from runner.merging.data import TaskData, slices
+from runner.merging.loading import Inputs
 from runner.merging.plots import curves, heat_map
 from runner.merging.sources import Models
 
@@ -22,7 +23,7 @@ def diagnose(
     folder: Path,
     settings: MergingConfig,
     data: TaskData,
-    models: Models,
+    inputs: Inputs,
     merged: Mapping[str, Tensor] | None,
     report: Mapping[str, Any],
     check_stop: Callable[[], None] = lambda: None,
@@ -30,11 +31,12 @@ def diagnose(
     """The diagnostics that `merging.diagnostics` names; their pictures go to `folder`/diagnostics."""
     pictures = folder / "diagnostics"
     found: dict[str, Any] = {}
-    tasks = list(models.names)
+    models = Models.in_memory(inputs.experts, inputs.base)
+    experts = list(models.names)
     vectors = task_vectors(models)
     if "vectors" in settings.diagnostics:
         found["vectors"] = vector_table(vectors, models, merged)
-        heat_map(pictures / "cosines.png", found["vectors"]["cosines"], tasks, tasks, "cosine of task vectors")
+        heat_map(pictures / "cosines.png", found["vectors"]["cosines"], experts, experts, "cosine of task vectors")
     if "layers" in settings.diagnostics:
         found["layers"] = layer_table(vectors)
         rows = list(found["layers"])
@@ -42,18 +44,18 @@ def diagnose(
         heat_map(pictures / "layers.png", table, rows, ["cosine", "conflict"], "by layer, mean over pairs")
     check_stop()
     if "barrier" in settings.diagnostics:
-        found["barrier"] = barriers(data, models, check_stop)
+        found["barrier"] = barriers(data, models, inputs.tasks, check_stop)
         lines = {pair: list(zip(ALPHAS, entry["loss"], strict=True)) for pair, entry in found["barrier"].items()}
         curves(pictures / "barrier.png", lines, "alpha", "loss between two experts")
     if "disentanglement" in settings.diagnostics:
-        found["disentanglement"] = disentanglement(data, models, check_stop)
+        found["disentanglement"] = disentanglement(data, models, inputs.tasks, check_stop)
         grid = found["disentanglement"]
         labels = [f"{a:g}" for a in grid["alphas"]]
         for pair, table in grid["pairs"].items():
             name = "disentanglement-" + pair.replace("~", "-") + ".png"
             heat_map(pictures / name, table, labels, labels, f"disentanglement error of {pair}")
     if report.get("curve"):
-        chosen = {t: [(p["scale"], p["tasks"][t]) for p in report["curve"]] for t in tasks}
+        chosen = {t: [(p["scale"], p["tasks"][t]) for p in report["curve"]] for t in data.tasks}
         curves(pictures / "scale.png", chosen, "scale", "headline metric on validation data")
     return found
 
@@ -126,8 +128,13 @@ def layer_table(vectors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[s
 
 
 @torch.no_grad()
-def barriers(data: TaskData, models: Models, check_stop: Callable[[], None]) -> dict[str, dict[str, Any]]:
-    """Linear mode connectivity: the mean validation loss of both tasks along the line between two experts.
+def barriers(
+    data: TaskData, models: Models, tasks: Mapping[str, Sequence[str]], check_stop: Callable[[], None]
+) -> dict[str, dict[str, Any]]:
+    """Linear mode connectivity: the mean validation loss of both experts' tasks along the line between them.
+
+    Args:
+        tasks: expert → its tasks.
 
     Returns:
         pair "a~b" → `loss` at each of `ALPHAS` (0 is a), and `barrier`: the most by which it exceeds the chord.
@@ -140,7 +147,7 @@ def barriers(data: TaskData, models: Models, check_stop: Callable[[], None]) -> 
             losses = []
             for alpha in ALPHAS:
                 tensors = _mix(models, a, b, alpha)
-                losses.append(sum(_loss(data, tensors, t) for t in (a, b)) / 2)
+                losses.append(sum(_loss(data, tensors, t) / len(tasks[e]) for e in (a, b) for t in tasks[e]) / 2)
             chord = [losses[0] + alpha * (losses[-1] - losses[0]) for alpha in ALPHAS]
             rise = max(loss - line for loss, line in zip(losses, chord, strict=True))
             found[f"{a}~{b}"] = {"loss": [round(v, 6) for v in losses], "barrier": round(rise, 6)}
@@ -167,9 +174,13 @@ def _loss(data: TaskData, tensors: Mapping[str, Tensor], task: str) -> float:
 
 @torch.no_grad()
 def disentanglement(
-    data: TaskData, models: Models, check_stop: Callable[[], None], alphas: tuple[float, ...] = (-1, 0, 0.5, 1, 1.5)
+    data: TaskData,
+    models: Models,
+    tasks: Mapping[str, Sequence[str]],
+    check_stop: Callable[[], None],
+    alphas: tuple[float, ...] = (-1, 0, 0.5, 1, 1.5),
 ) -> dict[str, Any]:
-    """ξ(α₁, α₂) of neighbouring pairs of tasks: how often adding the other task vector changes a prediction.
+    """ξ(α₁, α₂) of neighbouring pairs of experts: how often adding the other task vector changes a prediction.
 
     Ortiz-Jimenez et al. 2023, equation 4, with the share of changed classes as distance (of pooled classification
     tasks; others are left out), mean over the pair.
@@ -177,12 +188,13 @@ def disentanglement(
     vectors = task_vectors(models)
     assert models.base is not None
     base = {n: models.base.whole(n).float() for n in next(iter(vectors.values()))}
-    usable = [t for t in models.names if data.validation[t].targets[t].dim() == 1]
+    usable = {e: [t for t in tasks[e] if data.validation[t].targets[t].dim() == 1] for e in models.names}
     pairs = {}
-    for a, b in pairwise(usable):
+    for a, b in pairwise(expert for expert, own in usable.items() if own):
         alone = {
-            (task, alpha): _classes(data, {n: base[n] + alpha * vectors[task][n] for n in base}, task)
-            for task in (a, b)
+            (task, alpha): _classes(data, {n: base[n] + alpha * vectors[expert][n] for n in base}, task)
+            for expert in (a, b)
+            for task in usable[expert]
             for alpha in alphas
         }
         table = []
@@ -192,8 +204,9 @@ def disentanglement(
             for second in alphas:
                 both = {n: base[n] + first * vectors[a][n] + second * vectors[b][n] for n in base}
                 errors = [
-                    float((_classes(data, both, task) != alone[task, alpha]).float().mean())
-                    for task, alpha in ((a, first), (b, second))
+                    float((_classes(data, both, task) != alone[task, alpha]).float().mean()) / len(usable[expert])
+                    for expert, alpha in ((a, first), (b, second))
+                    for task in usable[expert]
                 ]
                 row.append(round(sum(errors) / 2, 4))
             table.append(row)

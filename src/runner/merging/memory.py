@@ -10,9 +10,8 @@ from torch import Tensor
 
 from runner.merging.base import Merge, Merged, Split, TaskVectorMerge, WholeModel, refuse
 from runner.merging.coefficients import matches
-from runner.merging.decoders import decode, read_by
+from runner.merging.decoders import decode, read_by, unpacked
 from runner.merging.engine import Engine, Piece, load
-from runner.merging.packing import packed_bytes, unpack
 from runner.merging.sources import RUNNING, Models
 
 
@@ -71,8 +70,11 @@ def merge_in_memory(
     kinds = {n: origin.tensors()[n].dtype if keep_dtype else torch.float32 for n in names}
     shared = {name: torch.empty(info.shape, dtype=kinds[name]) for name, info in engine.infos.items()}
     parts = {
-        part: {n: torch.zeros(packed_bytes(i.numel, bits), dtype=torch.uint8) for n, i in engine.infos.items()}
-        for part, bits in merge.parts(models.names).items()
+        part: {
+            n: torch.zeros(merge.code_bytes(part, i.shape, models.names), dtype=torch.uint8)
+            for n, i in engine.infos.items()
+        }
+        for part in merge.parts(models.names)
     }
 
     def place(piece: Piece) -> None:
@@ -101,7 +103,11 @@ def _restored(merge: Merge, models: Models, merged: Merged, expert: str) -> dict
         count = shared.numel()
         whole = Piece(name, (count,), 0, count, True)
         base = torch.zeros(count) if models.base is None else load(models.base, whole)
-        codes = {part: unpack(merged.parts[part][name], b, count) for part, b in bits.items() if read_by(part, expert)}
+        codes = {
+            part: unpacked(merged.parts[part][name], b, shared.shape, 0, count)
+            for part, b in bits.items()
+            if read_by(part, expert)
+        }
         scalars = merge.scalars(name, models.names, merged.state)
         flat = decode(merge.decoder, expert, base, shared.reshape(-1).float(), codes, scalars)
         out[name] = flat.view(shared.shape)

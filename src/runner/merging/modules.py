@@ -8,26 +8,41 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from runner.merging.base import Merge, Merged
-from runner.merging.decoders import decode, read_by
-from runner.merging.packing import packed_bytes, unpack
+from runner.merging.decoders import decode, read_by, unpacked
 from runner.merging.sources import Models
 from runner.types import Group
+
+BODY = "backbone."
+"""What is merged begins so; heads stay each expert's own."""
+_ORIGIN = "backbone.origin."
+
+
+def is_body(name: str) -> bool:
+    """Whether a tensor is merged."""
+    return name.startswith(BODY) and not name.startswith(_ORIGIN)
+
+
+def body(model: nn.Module) -> dict[str, Tensor]:
+    """The merged part of a model's state, copied."""
+    return {n: t.detach().clone() for n, t in model.state_dict().items() if is_body(n)}
 
 
 class MergedModule(nn.Module):
     """Base of results that are modules; has the experts' heads and the call of an architecture.
 
     Attributes:
-        frame: the architecture whose body gets weights from outside; its own body weights are not used.
+        frame: the architecture.
+        outside: whether the frame's body gets weights from outside, its own not being used.
     """
 
     frame: nn.Module
+    outside: ClassVar[bool] = False
 
     def forward(self, group: Group, tasks: Sequence[str]) -> dict[str, Tensor]:
         """Predictions by task name, as of an architecture."""
@@ -90,7 +105,12 @@ class Switch(MergedModule):
     """Shared weights and codes per task, from which each task gets weights of its own (TALL masks, EMR, …).
 
     Stored: base, shared weights and packed codes; a task's weights are restored when it is first asked for.
+
+    Args:
+        owner: task → its expert, where that has another name.
     """
+
+    outside: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -101,44 +121,48 @@ class Switch(MergedModule):
         shared: Mapping[str, Tensor],
         parts: Mapping[str, Mapping[str, Tensor]],
         state: Any,
+        owner: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.frame, self.strategy, self.experts, self.state = frame_of(model), strategy, tuple(experts), state
+        self.owner = dict(owner or {})
         self.base, self.shared = Bank(base), Bank(shared)
         self.parts = nn.ModuleDict({part: Bank(codes) for part, codes in parts.items()})
         self._at: tuple[str, dict[str, Tensor]] | None = None
 
     @classmethod
-    def of(cls, model: nn.Module, strategy: Merge, merged: Merged, models: Models) -> Switch:
+    def of(
+        cls, model: nn.Module, strategy: Merge, merged: Merged, models: Models, owner: Mapping[str, str] | None = None
+    ) -> Switch:
         """From the result of a merge in memory."""
         assert models.base is not None
         base = {name: models.base.whole(name).float() for name in merged.tensors}
-        return cls(model, strategy, models.names, base, merged.tensors, merged.parts, merged.state)
+        return cls(model, strategy, models.names, base, merged.tensors, merged.parts, merged.state, owner)
 
     def forward(self, group: Group, tasks: Sequence[str]) -> dict[str, Tensor]:
-        return {task: self.run(self.weights(task), group, [task])[task] for task in tasks}
+        return {task: self.run(self.weights(self.owner.get(task, task)), group, [task])[task] for task in tasks}
 
-    def weights(self, task: str) -> dict[str, Tensor]:
-        """The body weights of one task; kept until another task is asked for."""
-        if self._at is None or self._at[0] != task:
+    def weights(self, expert: str) -> dict[str, Tensor]:
+        """The body weights of one expert's tasks; kept until another one is asked for."""
+        if self._at is None or self._at[0] != expert:
             kind, bits = self.strategy.decoder, self.strategy.parts(self.experts)
             assert kind is not None
             found = {}
             for name, shared in self.shared.items():
                 banks: Any = self.parts
                 codes = {
-                    part: unpack(banks[part][name].cpu(), width, shared.numel()).to(shared.device)
+                    part: unpacked(banks[part][name].cpu(), width, shared.shape, 0, shared.numel()).to(shared.device)
                     for part, width in bits.items()
-                    if read_by(part, task)
+                    if read_by(part, expert)
                 }
                 scalars = self.strategy.scalars(name, self.experts, self.state)
                 base, flat = self.base[name].reshape(-1), shared.reshape(-1).float()
-                found[name] = decode(kind, task, base, flat, codes, scalars).view(shared.shape)
-            self._at = (task, found)
+                found[name] = decode(kind, expert, base, flat, codes, scalars).view(shared.shape)
+            self._at = (expert, found)
         return self._at[1]
 
     def plain(self) -> dict[str, Any]:
-        return {"state": self.state}
+        return {"state": self.state, **({"owner": self.owner} if self.owner else {})}
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self._at = None
@@ -153,10 +177,39 @@ class Switch(MergedModule):
         first = next(iter(shapes.values()))
         floating = {n: t for n, t in first.items() if t.is_floating_point()}
         parts = {
-            part: {n: torch.zeros(packed_bytes(t.numel(), bits), dtype=torch.uint8) for n, t in floating.items()}
-            for part, bits in strategy.parts(tuple(shapes)).items()
+            part: {
+                n: torch.zeros(strategy.code_bytes(part, t.shape, tuple(shapes)), dtype=torch.uint8)
+                for n, t in floating.items()
+            }
+            for part in strategy.parts(tuple(shapes))
         }
-        return cls(model, strategy, tuple(shapes), empty(floating), empty(floating), parts, plain["state"])
+        experts, zeros = tuple(shapes), empty(floating)
+        return cls(model, strategy, experts, zeros, zeros, parts, plain["state"], plain.get("owner"))
+
+
+def realise(
+    merged: Merged, strategy: Merge, model: nn.Module, models: Models, owner: Mapping[str, str] | None = None
+) -> nn.Module:
+    """The result as something that evaluates: the model with merged weights, or a module.
+
+    Args:
+        model: gets the weights. owner: task → its expert, where that has another name.
+    """
+    if merged.module is not None:
+        return merged.module
+    if merged.restorers:
+        return Switch.of(model, strategy, merged, models, owner)
+    own = model.state_dict()
+    for name, tensor in merged.tensors.items():
+        own[name].copy_(tensor)
+    return model
+
+
+def stored_bytes(final: nn.Module) -> int:
+    """What must be kept of a result, heads included."""
+    unused = body(final.frame) if isinstance(final, MergedModule) and final.outside else {}
+    kept = {n: t for n, t in final.state_dict().items() if n.removeprefix("frame.") not in unused}
+    return sum(t.numel() * t.element_size() for t in kept.values())
 
 
 def rebuild(strategy: Merge, model: nn.Module, plain: Mapping[str, Any] | None, shapes: Shapes) -> nn.Module:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+RAW = 0
+"""Instead of bits per weight: the codes of a tensor are bytes of their own kind, see `runner.merging.factors`."""
+
 GROUP = 8
 """Codes are packed in groups of eight, so that every group fills whole bytes at any number of bits."""
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from runner.errors import UserError, suggest
-from runner.merging.decoders import DECODERS, decode, read_by
+from runner.merging.decoders import DECODERS, decode, read_by, unpacked
 from runner.merging.disk import SafetensorsSource
-from runner.merging.packing import GROUP, packed_bytes, unpack
+from runner.merging.packing import GROUP, RAW, packed_bytes
 from runner.merging.sources import Source, TensorInfo
 
 
@@ -63,8 +63,10 @@ class RestoredSource(Source):
         shared = self.shared.read(name, first, stop).float()
         base = torch.zeros_like(shared) if self.base is None else self.base.read(name, first, stop).float()
         codes = {}
+        shape = self.tensors()[name].shape
         for part, bits in self._bits.items():
-            packed = self._codes[part].read(name, first // GROUP * bits, packed_bytes(stop, bits))
-            codes[part] = unpack(packed, bits, stop - first)
+            last = None if bits == RAW else packed_bytes(stop, bits)
+            packed = self._codes[part].read(name, first // GROUP * bits, last)
+            codes[part] = unpacked(packed, bits, shape, first, stop)
         values = decode(self._decoder, self.task, base, shared, codes, self._scalars[name])
         return values[start - first :]

@@ -27,7 +27,6 @@ from runner.files import fsync_directory, write_json
 from runner.merging.base import Arrangement, Merge, Split, WholeModel
 from runner.merging.disk import some
 from runner.merging.engine import Engine, Piece, finite
-from runner.merging.packing import packed_bytes
 from runner.merging.plan import Output, Plan
 from runner.merging.rules.average import Average
 from runner.merging.sources import Models, Source, StateDict, TensorInfo
@@ -174,8 +173,8 @@ def layout(merge: Merge, plan: Plan, limit: int) -> list[Shard]:
 def bytes_of(merge: Merge, shard_: Shard, experts: tuple[str, ...]) -> int:
     """Bytes of a shard with its codes."""
     codes = sum(
-        packed_bytes(o.info.numel, bits)
-        for bits in merge.parts(experts).values()
+        merge.code_bytes(part, o.info.shape, experts)
+        for part in merge.parts(experts)
         for o in shard_.outputs
         if o.action == "merge"
     )
@@ -250,7 +249,7 @@ class _Work:
         sides = {
             part: SafetensorsWriter(
                 folder / file,
-                {o.name: TensorInfo((packed_bytes(o.info.numel, self.bits[part]),), torch.uint8) for o in merged},
+                {o.name: TensorInfo((self._code_bytes(part, o),), torch.uint8) for o in merged},
                 {"bits": str(self.bits[part])},
             )
             for part, file in group.parts.items()
@@ -284,6 +283,9 @@ class _Work:
                 writer.abandon()
             raise
         return [main, *sides.values()]
+
+    def _code_bytes(self, part: str, output: Output) -> int:
+        return self.merge.code_bytes(part, output.info.shape, self.plan.models.names)
 
     def _taken(self, piece: Piece) -> Tensor:
         assert self.whole is not None

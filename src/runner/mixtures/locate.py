@@ -20,15 +20,17 @@ def places(path: str, data_root: str) -> list[Path]:
     return list(dict.fromkeys((root if root.is_absolute() else here / root) / given for root in roots))
 
 
-def locate(path: str, data_root: str, marker: str = "") -> Path | None:
+def locate(path: str, data_root: str, marker: str | Sequence[str] = "") -> Path | None:
     """The first of `places` that exists, None if there is none.
 
     Args:
         path: of a file or folder. data_root: where the user keeps data.
-        marker: a path that must exist inside, which tells the right folder from one that only has its name.
+        marker: a path that must exist inside, which tells the right folder from one that only has its name; of several,
+            any one of them.
     """
+    markers = [marker] if isinstance(marker, str) else marker
     for place in places(path, data_root):
-        if (place / marker if marker else place).exists():
+        if any((place / name if name else place).exists() for name in markers):
             return place
     return None
 

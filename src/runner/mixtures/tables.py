@@ -15,7 +15,7 @@ from runner.mixtures.base import Dataset, Example, Split
 from runner.mixtures.from_sources import FromSources
 from runner.mixtures.labels import MISSING_INT, targets_at
 from runner.mixtures.rows import Rows
-from runner.specs import InputSpec
+from runner.specs import InputSpec, fingerprint
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -111,6 +111,7 @@ class Table(FromSources):
             "table",
             num_numeric=len(self.numeric),
             cardinalities=tuple(len(categories[column]) + 1 for column in self.categorical),
+            learned=fingerprint([categories, *([f"{x:.6g}" for x in row] for row in (mean_F, std_F))]),
         )
 
     @property

@@ -17,7 +17,7 @@ from runner.mixtures.labels import MISSING_INT, read_tags, targets_at
 from runner.mixtures.rows import Rows
 from runner.mixtures.sources import Source
 from runner.mixtures.tokenizer import PAD_MULTIPLE, Encoded, Pretrained, TextTokenizer, WordPiece
-from runner.specs import InputSpec
+from runner.specs import InputSpec, fingerprint
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -108,7 +108,11 @@ class Texts(FromSources):
         # Batches are padded to a multiple of PAD_MULTIPLE, which may be a little more than the longest text.
         longest = -(-self._encoder.max_length // PAD_MULTIPLE) * PAD_MULTIPLE
         return InputSpec(
-            "text", vocab_size=self._encoder.vocab_size, pad_token_id=self._encoder.pad_token_id, max_length=longest
+            "text",
+            vocab_size=self._encoder.vocab_size,
+            pad_token_id=self._encoder.pad_token_id,
+            max_length=longest,
+            learned=fingerprint(self._encoder.vocabulary),
         )
 
     def dataset(self, name: str, split: Split) -> Dataset:

@@ -41,11 +41,13 @@ class TextTokenizer(ABC):
 
     Attributes:
         vocab_size: token numbers are below this. pad_token_id: fills up short texts.
+        vocabulary: token → number.
     """
 
     vocab_size: int
     pad_token_id: int
     max_length: int
+    vocabulary: dict[str, int]
 
     def encode(self, texts: Sequence[Any], seconds: Sequence[str] | None = None) -> Iterator[Encoded]:
         """Encode texts, pairs of texts (the longer one is cut first), or texts given as lists of words."""
@@ -87,6 +89,7 @@ class WordPiece(TextTokenizer):
         tokenizer.enable_truncation(max_length)
         self._tokenizer = tokenizer
         self.vocab_size = len(vocabulary)
+        self.vocabulary = vocabulary
         self.pad_token_id = vocabulary["[PAD]"]
         self.max_length = max_length
 
@@ -181,6 +184,7 @@ class Pretrained(TextTokenizer):
             raise UserError(f"the tokenizer of '{checkpoint}' has neither a padding nor an end token")
         self.pad_token_id = int(pad)
         self.vocab_size = len(self._tokenizer)
+        self.vocabulary = self._tokenizer.get_vocab()
         self.max_length = min(max_length, self._tokenizer.model_max_length)
         self._checkpoint = checkpoint
 

@@ -24,7 +24,7 @@ MISSING_INT = -100
 
 _WRONG = -101  # a stored value that is no class
 
-MapKind = Literal["classes", "depth", "normals", "edge"]
+MapKind = Literal["classes", "depth", "inverse_depth", "normals", "edge", "mask"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class View:
         grid: (H, W) of the image after the zoom.
         offset: (row, column) of the window's corner in that grid; what lies outside of the grid is padding.
         size: (H, W) of the window.
-        scale: zoom; depth is divided by it, because an object twice as large is half as far away.
+        scale: zoom; depth is divided by it, because an object twice as large is half as far away, and inverse depth
+            multiplied.
         flip: mirror left and right.
     """
 
@@ -131,6 +132,8 @@ def view_map(stored: np.ndarray, layer: Layer, view: View) -> np.ndarray:
     values = layer.decode(part)
     if layer.kind == "depth" and view.scale != 1.0:
         values /= np.float32(view.scale)
+    if layer.kind == "inverse_depth" and view.scale != 1.0:
+        values *= np.float32(view.scale)
     if layer.kind == "normals":
         values = unit(values)
         if view.flip:

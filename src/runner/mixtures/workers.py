@@ -8,24 +8,20 @@ Data sets therefore travel by pickle: they must be picklable, and should open la
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import pickle
-import signal
-import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from multiprocessing import connection, forkserver, resource_tracker
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from runner.children import begin_child, starting_children
 from runner.errors import RunFailed
 from runner.types import Batch
-
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-"""Sent to whole process groups by terminals and SLURM; only the training process decides what they mean."""
 
 _PATIENCE_S = 2.0
 
@@ -34,17 +30,9 @@ class Loader(Iterator[Batch]):
     """Batches in the order of the plan; raises what was raised in a worker."""
 
     def __init__(self, loader: DataLoader) -> None:
-        if loader.num_workers:
-            resource_tracker.ensure_running()  # first: starting it unblocks SIGINT and SIGTERM
-        # What is started here must be deaf from its first instruction on, so it inherits blocked signals.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        try:
-            if loader.num_workers:
-                forkserver.ensure_running()
+        with starting_children() if loader.num_workers else contextlib.nullcontext():
             self._batches: Iterator[Any] | None = iter(loader)
             self._workers = list(getattr(self._batches, "_workers", ()))
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def __next__(self) -> Batch:
         if self._batches is None:
@@ -153,14 +141,4 @@ def _start_worker(worker_id: int) -> None:
     """First thing in a worker: one thread, deaf to stop signals, and an end when the training process ends."""
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        # torch's own watchdog looks at the parent's id, which is the fork server: it lives as long as its children.
-        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-
-
-def _end_with(sentinel: int) -> None:
-    connection.wait([sentinel])
-    os._exit(1)
+    begin_child()  # torch's own watchdog looks at the id of the fork server

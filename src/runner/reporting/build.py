@@ -10,6 +10,7 @@ from runner.config.signature import flatten
 from runner.reporting.baselines import GIVEN, Baseline, Pool, base_key, given_baseline, needed_runs
 from runner.reporting.costs import costs, summed_costs
 from runner.reporting.delta_m import RULES, DeltaM, delta_m
+from runner.reporting.merges import COLUMNS, Merges
 from runner.reporting.model import Metric, Report, Row, Table
 from runner.reporting.read import Found, Run, Values, as_values
 from runner.reporting.settings import (
@@ -119,6 +120,7 @@ class _Maker:
         self.tasks = _tasks(first, configuration(first, trained))
         self.directions, self.heads = self._describe()
         self.metrics = self._metrics()
+        self.merges = Merges(self.settings, self.chosen_split, self._headlines(), self.directions)
 
     def table(self, single: Sequence[Run], fixed: Baseline | None, no_baseline: bool, chosen: str) -> Table:
         """The table.
@@ -143,13 +145,14 @@ class _Maker:
         self._judge(rows)
         rows.sort(key=lambda row: self._order(row, chosen))
         published = self._published()
-        for row in (*bases, *published):
+        between = self.merges.rows()
+        for row in (*bases, *published, *between):
             row.spreads = {key: spread(samples) for key, samples in row.samples.items()}
         return Table(
             tasks=self.tasks,
             split=self.split,
             mixture=self.mixture,
-            rows=[*bases, *published, *rows],
+            rows=[*bases, *published, *between, *rows],
             metrics=self.metrics,
             columns=self.columns,
             definitions=[name for name in RULES if any(f"Δm/{name}" in row.samples for row in rows)],
@@ -190,6 +193,7 @@ class _Maker:
                     samples.setdefault(f"{task}/{metric}", {})[seed] = value
             for cost, value in costs(run.result).items():
                 samples.setdefault(cost, {})[seed] = value
+        samples |= self.merges.samples(setting)
         label = setting.label or str(next(iter(setting.all_runs)).info.get("name") or "all runs")
         return Row("setting", label, setting.cells, {**samples}, len(setting.runs), setting, setting.all_runs)
 
@@ -256,6 +260,7 @@ class _Maker:
         for row in rows:
             row.spreads = {key: spread(samples) for key, samples in row.samples.items()}
         judged: dict[str, Any] = {metric.key: metric.better for metric in self.metrics if metric.better}
+        judged |= {key: better for key, (_, better, _) in COLUMNS.items() if key != "merge/bytes"}
         judged |= {f"Δm/{name}": "up" if rule.better == "higher" else "down" for name, rule in RULES.items()}
         for key, better in judged.items():
             for row, verdict in zip(rows, verdicts([row.samples.get(key, {}) for row in rows], better), strict=True):
@@ -274,9 +279,14 @@ class _Maker:
                 known = [column[place] for column in columns if math.isfinite(column[place])]
                 row.rank = sum(known) / len(known) if known else math.nan
 
+    def _headlines(self) -> dict[str, str]:
+        return {metric.task: metric.name for metric in self.metrics if metric.headline}
+
     def _order(self, row: Row, chosen: str) -> tuple[bool, float, float]:
         change = _mean(row, f"Δm/{chosen}")
         value = -change if RULES[chosen].better == "higher" else change
+        if not math.isfinite(value):
+            value = -_mean(row, "merge/normalised")
         return (
             not math.isfinite(value),
             value if math.isfinite(value) else 0.0,

@@ -10,10 +10,11 @@ from typing import Literal
 from runner.errors import UserError, suggest
 from runner.reporting.costs import COSTS
 from runner.reporting.delta_m import RULES
+from runner.reporting.merges import COLUMNS
 from runner.reporting.model import Metric, Row, Table
 from runner.tracking.table import duration
 
-Group = Literal["parameters", "metrics", "delta", "rank", "cost"]
+Group = Literal["parameters", "metrics", "merge", "delta", "rank", "cost"]
 HIGHER = {"higher": "up", "lower": "down"}
 
 
@@ -66,10 +67,13 @@ def choose_metrics(table: Table, asked: str) -> list[Metric]:
 
 
 def make_columns(table: Table, metrics: Sequence[Metric], definitions: Sequence[str]) -> list[Column]:
-    """All columns: parameters, n, metrics, Δm, rank, cost."""
+    """All columns: parameters, n, what merges are judged by, metrics, Δm, rank, cost."""
     names = table.columns.names or ["setting"]
     columns = [Column(name, "parameters", "", name) for name in names]
     columns.append(Column("n", "parameters", "", "n"))
+    for key, (head, better, decimals) in COLUMNS.items():
+        if any(key in row.samples for row in table.rows):
+            columns.append(Column(key, "merge", "merge", head, better, decimals))
     for metric in metrics:
         columns.append(
             Column(metric.key, "metrics", metric.task, metric.name, metric.better, _decimals(table, metric.key))

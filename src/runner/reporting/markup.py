@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from runner.reporting.delta_m import RULES
 from runner.reporting.grid import Cell, Column, make_cells, make_columns
+from runner.reporting.merges import COLUMNS as MERGES
 from runner.reporting.model import Metric, Report, Row, Table
 from runner.reporting.notes import constant_line, counts, notes, progress
 from runner.reporting.text import SIGNS
@@ -120,6 +121,8 @@ def comma_separated(report: Report, metrics: Chosen) -> str:
             line |= {"n": row.n, "seeds": " ".join(map(str, seeds))}
             for metric in metrics(table):
                 _csv_cells(line, row, metric.key)
+            for key in MERGES:
+                _csv_cells(line, row, key)
             for name in RULES:
                 _csv_cells(line, row, f"Δm/{name}")
             line["mean_rank"] = row.rank if math.isfinite(row.rank) else ""

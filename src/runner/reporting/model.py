@@ -10,7 +10,8 @@ from runner.reporting.read import Found, Run
 from runner.reporting.settings import Columns, Setting
 from runner.reporting.significance import Samples, Spread, Verdict
 
-Kind = Literal["setting", "baseline", "published"]
+Kind = Literal["setting", "baseline", "published", "between"]
+"""What a row is: runs, single-task runs, quoted numbers, or that between which merges lie: base and experts."""
 
 
 @dataclass(frozen=True)

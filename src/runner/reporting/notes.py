@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from runner.reporting.delta_m import RULES
 from runner.reporting.grid import Column
+from runner.reporting.merges import WORDS
 from runner.reporting.model import Report, Row, Table
 from runner.reporting.read import Run, Sweep
 from runner.reporting.settings import command_keys
@@ -47,6 +48,7 @@ def notes(table: Table, columns: Sequence[Column], marks: tuple[str, str, str]) 
         found.append("mean ± standard deviation over n seeds")
     found += _significance(rows, [column.key for column in columns], marks)
     found += _delta(table, columns)
+    found += [WORDS[column.key] for column in columns if column.key in WORDS]
     if any(row.kind == "published" for row in table.rows):
         found.append("published: numbers that the configuration quotes, not run here")
     if table.columns.implied:
@@ -85,7 +87,8 @@ def _significance(rows: Sequence[Row], keys: Sequence[str], marks: tuple[str, st
 def _delta(table: Table, columns: Sequence[Column]) -> list[str]:
     shown = [column.head for column in columns if column.group == "delta"]
     if not table.definitions:
-        if not any(row.kind == "setting" for row in table.rows) or len(table.tasks) < 2:
+        merges = any(column.group == "merge" for column in columns)  # which are measured against their experts
+        if merges or not any(row.kind == "setting" for row in table.rows) or len(table.tasks) < 2:
             return []
         return ["no Δm: no single-task baseline was found; train with baseline=auto, or give --baseline DIR|FILE"]
     found = [f"Δm against {table.baseline}, mean over their seeds"]

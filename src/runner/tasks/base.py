@@ -94,6 +94,14 @@ class Task:
         """The denominator that belongs to `loss_sum`, a float64 scalar."""
         raise NotImplementedError
 
+    def example_losses(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """`loss_sum` of every example by itself, (B,) float32. This asks for one after the other; see `Elementwise`."""
+        return torch.stack([self.loss_sum(prediction[i : i + 1], target[i : i + 1]) for i in range(len(target))])
+
+    def example_counts(self, target: Tensor) -> Tensor:
+        """`loss_count` of every example by itself, (B,) float64."""
+        return torch.stack([self.loss_count(target[i : i + 1]) for i in range(len(target))])
+
     def metrics(self) -> Metrics:
         """Fresh accumulators for one pass over a split."""
         raise NotImplementedError
@@ -110,6 +118,30 @@ class Task:
     def describe(self, value: np.ndarray, is_prediction: bool) -> str:
         """A few words on one example of a pooled or token task; arguments as in `render`."""
         raise NotImplementedError(f"task '{self.name}' is dense: render it")
+
+
+class Elementwise(Task):
+    """A task whose loss is a sum over elements (pixels, tokens, entries), each of which belongs to one example."""
+
+    def element_losses(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Their losses (B, …), float32, 0 where there is no label."""
+        raise NotImplementedError
+
+    def element_counts(self, target: Tensor) -> Tensor:
+        """What each counts in the denominator, (B, …), 0 or False where there is no label."""
+        raise NotImplementedError
+
+    def loss_sum(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return self.element_losses(prediction, target).sum()
+
+    def loss_count(self, target: Tensor) -> Tensor:
+        return count(self.element_counts(target))
+
+    def example_losses(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return self.element_losses(prediction, target).reshape(len(target), -1).sum(1)
+
+    def example_counts(self, target: Tensor) -> Tensor:
+        return self.element_counts(target).reshape(len(target), -1).sum(1, dtype=torch.float64)
 
 
 def same_shape(task: Task, prediction: Tensor, target: Tensor) -> None:
@@ -142,13 +174,13 @@ def check_labels(task: Task, target: Tensor, num_classes: int) -> None:
         )
 
 
-def labelled_sum(values: Tensor, labelled: Tensor) -> Tensor:
-    """Sum of `values` where `labelled`; elsewhere neither value nor gradient counts."""
-    return torch.where(labelled, values, 0.0).sum()
+def where_labelled(values: Tensor, labelled: Tensor) -> Tensor:
+    """`values` where `labelled`; elsewhere 0, and no gradient."""
+    return torch.where(labelled, values, 0.0)
 
 
 def count(labelled: Tensor) -> Tensor:
-    """Number of True, float64: exact for any number of pixels."""
+    """Number of True, or the sum of weights, float64: exact for any number of pixels."""
     return labelled.sum(dtype=torch.float64)
 
 

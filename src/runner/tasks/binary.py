@@ -12,11 +12,11 @@ from torch.nn import functional as F
 
 from runner.config.kinds import PositiveFloat
 from runner.errors import RunFailed
-from runner.tasks.base import Task, count, labelled_sum, up
+from runner.tasks.base import Elementwise, Task, up, where_labelled
 from runner.tasks.metrics import KEPT, Metrics, area_under_roc, average_precision
 
 
-class Binary(Task):
+class Binary(Elementwise):
     """One logit per example, binary cross-entropy.
 
     loss_sum = Σ p·y·(-log σ(x)) + (1-y)·(-log(1-σ(x))) over labelled examples, loss_count counts them (as
@@ -43,11 +43,11 @@ class Binary(Task):
         super().__init__(name, out_channels=1, directions=directions, headline=headline, head=head)
         self.positive_weight = positive_weight
 
-    def loss_sum(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return bce_sum(single(self, prediction, target), target, self.positive_weight)
+    def element_losses(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return bce(single(self, prediction, target), target, self.positive_weight)
 
-    def loss_count(self, target: Tensor) -> Tensor:
-        return count(~target.isnan())
+    def element_counts(self, target: Tensor) -> Tensor:
+        return ~target.isnan()
 
     def metrics(self) -> Metrics:
         return Metrics({}, self._observe, self._summarise, keep=2)
@@ -75,12 +75,12 @@ class Binary(Task):
         return "no label" if np.isnan(value) else ("yes" if value > 0.5 else "no")
 
 
-def bce_sum(logits: Tensor, target: Tensor, positive_weight: float) -> Tensor:
-    """Summed binary cross-entropy over entries of `target` that are not NaN, in float32."""
+def bce(logits: Tensor, target: Tensor, positive_weight: float) -> Tensor:
+    """Binary cross-entropy of every entry of `target`, in float32; 0 where it is NaN."""
     labelled = ~target.isnan()
     truth = torch.where(labelled, target, 0.0).float()
     losses = F.binary_cross_entropy_with_logits(logits.float(), truth, reduction="none")
-    return labelled_sum(losses * (1.0 + (positive_weight - 1.0) * truth), labelled)
+    return where_labelled(losses * (1.0 + (positive_weight - 1.0) * truth), labelled)
 
 
 def single(task: Task, prediction: Tensor, target: Tensor) -> Tensor:

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from runner.tasks.base import Task, labelled_sum, same_shape
+from runner.tasks.base import Task, same_shape, where_labelled
 
 THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 20))
 """0.05, 0.10, … 0.95: the probabilities at which maps are cut, as in the released evaluations of ATRC and InvPT."""
 
 
-def weighted_bce_sum(task: Task, prediction: Tensor, target: Tensor, positive_weight: float | None) -> Tensor:
-    """Σ over labelled pixels of w·y·(-log σ(x)) + (1-w)·(1-y)·(-log(1-σ(x))), in float32.
+def weighted_bce(task: Task, prediction: Tensor, target: Tensor, positive_weight: float | None) -> Tensor:
+    """w·y·(-log σ(x)) + (1-w)·(1-y)·(-log(1-σ(x))) of every pixel, in float32; 0 where there is no label.
 
     Args:
         prediction: logits (B, 1, H, W). target: 0, 1 or NaN, same shape.
@@ -31,7 +31,7 @@ def weighted_bce_sum(task: Task, prediction: Tensor, target: Tensor, positive_we
     else:
         weight = positive_weight
     losses = F.binary_cross_entropy_with_logits(prediction.float(), truth, reduction="none")
-    return labelled_sum(losses * (weight * truth + (1.0 - weight) * (1.0 - truth)), labelled)
+    return where_labelled(losses * (weight * truth + (1.0 - weight) * (1.0 - truth)), labelled)
 
 
 def threshold_counts(prediction: Tensor, target: Tensor) -> Tensor:

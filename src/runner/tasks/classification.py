@@ -9,13 +9,13 @@ import numpy as np
 from torch import Tensor
 
 from runner.config.kinds import Fraction, PositiveInt
-from runner.tasks.base import Task, check_labels, check_names, count, up
+from runner.tasks.base import Elementwise, check_labels, check_names, count, up
 from runner.tasks.metrics import Metrics, accuracy, class_counts, matthews, mean_f1, mean_recall
-from runner.tasks.segmentation import cross_entropy_count, cross_entropy_sum, weight_per_class
+from runner.tasks.segmentation import cross_entropy, cross_entropy_counts, weight_per_class
 from runner.types import MISSING_INT
 
 
-class Classification(Task):
+class Classification(Elementwise):
     """One class per example, cross-entropy.
 
     loss_sum = Σ w[y]·CE, loss_count = Σ w[y] over labelled examples, with w the class weights or 1. Metrics:
@@ -53,10 +53,13 @@ class Classification(Task):
         self.class_names = check_names(name, class_names, num_classes)
 
     def loss_sum(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return cross_entropy_sum(self, prediction, target, self.class_weights, self.label_smoothing)
+        return cross_entropy(self, prediction, target, self.class_weights, self.label_smoothing, "sum")
 
-    def loss_count(self, target: Tensor) -> Tensor:
-        return cross_entropy_count(self, target, self.class_weights)
+    def element_losses(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return cross_entropy(self, prediction, target, self.class_weights, self.label_smoothing, "none")
+
+    def element_counts(self, target: Tensor) -> Tensor:
+        return cross_entropy_counts(self, target, self.class_weights)
 
     def metrics(self) -> Metrics:
         return Metrics({"classes": (3, self.num_classes), "top5": ()}, self._observe, self._summarise)

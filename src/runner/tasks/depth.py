@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from runner.errors import UserError
-from runner.tasks.base import Task, count, down, labelled_sum, same_shape, up
+from runner.tasks.base import Elementwise, count, down, same_shape, up, where_labelled
 from runner.tasks.colours import range_to_rgb
 from runner.tasks.metrics import Metrics
+from runner.tasks.variants import metrics_with_variants, with_variants
 
 NEAREST = 1e-3
 """Smallest predicted depth in metres where a logarithm or a ratio is taken, and smallest inverse depth in 1/m."""
@@ -21,7 +22,7 @@ DELTA = 1.25
 """δ_i is the share of pixels with max(p/t, t/p) < 1.25^i."""
 
 
-class Depth(Task):
+class Depth(Elementwise):
     """Depth in metres, from a head that predicts it directly, as a logarithm, or as its inverse.
 
     loss_sum sums ℓ(x - f(t)) over labelled pixels (targets that are finite and above 0), loss_count counts them. f is
@@ -39,7 +40,7 @@ class Depth(Task):
     Args:
         loss, space: see above.
         render_range: nearest and farthest depth of pictures, metres.
-        headline, head: see `Task`.
+        headline, head: see `Task`. variants: see `runner.tasks.variants`.
     """
 
     kind = "dense"
@@ -53,17 +54,20 @@ class Depth(Task):
         space: Literal["metres", "log", "inverse"] = "metres",
         render_range: Sequence[float] = (0.0, 10.0),
         headline: Literal["abs_err", "rel_err", "rmse", "rmse_log", "delta1", "delta2", "delta3", "loss"] = "rmse",
+        variants: Sequence[str] = (),
         head: Mapping[str, Any] | None = None,
     ) -> None:
         directions = down("abs_err", "rel_err", "rmse", "rmse_log") | up("delta1", "delta2", "delta3")
+        directions = with_variants(name, directions, variants)
         super().__init__(name, out_channels=1, directions=directions, headline=headline, head=head)
         if loss == "silog" and space != "log":
             raise UserError(f"task '{name}': loss 'silog' compares logarithms", "set space: log, or loss: l1")
         self.loss = loss
+        self.variants = tuple(variants)
         self.space = space
         self.low, self.high = checked_range(name, render_range)
 
-    def loss_sum(self, prediction: Tensor, target: Tensor) -> Tensor:
+    def element_losses(self, prediction: Tensor, target: Tensor) -> Tensor:
         same_shape(self, prediction, target)
         labelled = has_depth(target)
         metres = torch.where(labelled, target, 1.0).float()
@@ -71,20 +75,22 @@ class Depth(Task):
         difference = torch.where(labelled, prediction.float() - wanted, 0.0)
         size = difference.abs()
         if self.loss == "l1":
-            return size.sum()
+            return size
         if self.loss == "l2":
-            return difference.square().sum()
+            return difference.square()
         if self.loss == "berhu":
             c = (size.detach().amax((1, 2, 3), keepdim=True) / 5).clamp_min(torch.finfo(torch.float32).tiny)
-            return labelled_sum(torch.where(size <= c, size, 0.5 * (size * (size / c) + c)), labelled)
-        pixels = labelled.sum((1, 2, 3)).clamp_min(1)
-        return difference.square().sum() - 0.5 * (difference.sum((1, 2, 3)).square() / pixels).sum()
+            return where_labelled(torch.where(size <= c, size, 0.5 * (size * (size / c) + c)), labelled)
+        # Σ d² - ½ (Σ d)²/n of an image, as a sum over its pixels; d is 0 where there is no label.
+        mean = difference.sum((1, 2, 3), keepdim=True) / labelled.sum((1, 2, 3), keepdim=True).clamp_min(1)
+        return difference * (difference - 0.5 * mean)
 
-    def loss_count(self, target: Tensor) -> Tensor:
-        return count(has_depth(target))
+    def element_counts(self, target: Tensor) -> Tensor:
+        return has_depth(target)
 
     def metrics(self) -> Metrics:
-        return Metrics({"sums": (7,), "pixels": ()}, self._observe, self._summarise)
+        sums = {"sums": (7,), "pixels": ()}
+        return metrics_with_variants(sums, self._observe, self._summarise, self.variants)
 
     def _observe(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
         same_shape(self, prediction, target)

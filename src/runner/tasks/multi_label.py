@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from runner.config.kinds import PositiveFloat, PositiveInt
-from runner.tasks.base import Task, check_names, count, same_shape, up
-from runner.tasks.binary import bce_sum
+from runner.tasks.base import Elementwise, check_names, same_shape, up
+from runner.tasks.binary import bce
 from runner.tasks.metrics import KEPT, Metrics, area_under_roc
 
 
-class MultiLabel(Task):
+class MultiLabel(Elementwise):
     """One logit per label, binary cross-entropy averaged over labelled entries.
 
     loss_sum sums over labelled entries (example and label), loss_count counts them. Metrics at probability 0.5:
@@ -48,12 +48,12 @@ class MultiLabel(Task):
         self.positive_weight = positive_weight
         self.class_names = check_names(name, class_names, num_classes)
 
-    def loss_sum(self, prediction: Tensor, target: Tensor) -> Tensor:
+    def element_losses(self, prediction: Tensor, target: Tensor) -> Tensor:
         same_shape(self, prediction, target)
-        return bce_sum(prediction, target, self.positive_weight)
+        return bce(prediction, target, self.positive_weight)
 
-    def loss_count(self, target: Tensor) -> Tensor:
-        return count(~target.isnan())
+    def element_counts(self, target: Tensor) -> Tensor:
+        return ~target.isnan()
 
     def metrics(self) -> Metrics:
         return Metrics({}, self._observe, self._summarise, keep=2 * self.num_classes)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from runner.tasks.base import Task, count, down, same_shape, up
+from runner.tasks.base import Elementwise, count, down, same_shape, up, where_labelled
 from runner.tasks.colours import directions_to_rgb
 from runner.tasks.metrics import Metrics
+from runner.tasks.variants import metrics_with_variants, with_variants
 
 SHARES = (11.25, 22.5, 30.0)
 BIN = 0.01
@@ -19,18 +20,18 @@ BIN = 0.01
 BINS = round(180 / BIN)
 
 
-class Normals(Task):
+class Normals(Elementwise):
     """Unit normals from three channels, which are normalised here; angles over all pixels of the split.
 
     A pixel is labelled where all three components are known and not all 0. loss_sum over labelled pixels: "cosine"
     1 - ⟨n, t⟩; "l1" Σ_c |n_c - t_c| (InvPT, ATRC). loss_count: labelled pixels.
 
-    Metrics, degrees: `mean`, `median` (over all pixels, from a histogram, exact to 0.01°; some code bases report the
-    mean of batch medians instead); shares in 0…1: `within_11.25`, `within_22.5`, `within_30`.
+    Metrics, degrees: `mean`, `median` (over all pixels, from a histogram, exact to 0.01°; `median_batch` among the
+    variants is the mean of batch medians that some report); shares in 0…1: `within_11.25`, `within_22.5`, `within_30`.
 
     Args:
         loss: see above.
-        headline, head: see `Task`.
+        headline, head: see `Task`. variants: see `runner.tasks.variants`.
     """
 
     kind = "dense"
@@ -42,26 +43,29 @@ class Normals(Task):
         *,
         loss: Literal["cosine", "l1"] = "cosine",
         headline: Literal["mean", "median", "within_11.25", "within_22.5", "within_30", "loss"] = "mean",
+        variants: Sequence[str] = (),
         head: Mapping[str, Any] | None = None,
     ) -> None:
         directions = down("mean", "median") | up(*(f"within_{limit:g}" for limit in SHARES))
+        directions = with_variants(name, directions, variants)
         super().__init__(name, out_channels=3, directions=directions, headline=headline, head=head)
         self.loss = loss
+        self.variants = tuple(variants)
 
-    def loss_sum(self, prediction: Tensor, target: Tensor) -> Tensor:
+    def element_losses(self, prediction: Tensor, target: Tensor) -> Tensor:
         same_shape(self, prediction, target)
         labelled = has_normal(target)
         n = unit(prediction.float())
         t = torch.where(labelled, target, 0.0).float()
         losses = (n - t).abs().sum(1, keepdim=True) if self.loss == "l1" else 1.0 - (n * t).sum(1, keepdim=True)
-        return torch.where(labelled, losses, 0.0).sum()
+        return where_labelled(losses, labelled)
 
-    def loss_count(self, target: Tensor) -> Tensor:
-        return count(has_normal(target))
+    def element_counts(self, target: Tensor) -> Tensor:
+        return has_normal(target)
 
     def metrics(self) -> Metrics:
         sums = {"angle": (), "within": (len(SHARES),), "histogram": (BINS,), "pixels": ()}
-        return Metrics(sums, self._observe, self._summarise)
+        return metrics_with_variants(sums, self._observe, self._summarise, self.variants)
 
     def _observe(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
         same_shape(self, prediction, target)

@@ -42,6 +42,12 @@ class Objective(Task):
     def loss_count(self, target: Tensor) -> Tensor:
         return torch.tensor(float(len(target)), dtype=torch.float64)
 
+    def example_losses(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return prediction[:, 0].float()
+
+    def example_counts(self, target: Tensor) -> Tensor:
+        return torch.ones(len(target), dtype=torch.float64)
+
     def metrics(self) -> Metrics:
         return Metrics(
             {}, lambda prediction, target: {KEPT: prediction.double()}, self._summarise, keep=self.out_channels

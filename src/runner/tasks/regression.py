@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from runner.config.kinds import PositiveFloat
-from runner.tasks.base import Task, count, down, labelled_sum, up
+from runner.tasks.base import Elementwise, down, up, where_labelled
 from runner.tasks.binary import single
 from runner.tasks.metrics import KEPT, Metrics, correlation, mid_ranks
 
 
-class Regression(Task):
+class Regression(Elementwise):
     """A number, standardised for the loss: the head predicts (y - shift) / scale.
 
     loss_sum sums ℓ(d) with d = x - (y - shift)/scale over labelled examples, loss_count counts them. l1: |d|; l2: d²;
@@ -48,15 +48,15 @@ class Regression(Task):
         self.shift = shift
         self.scale = scale
 
-    def loss_sum(self, prediction: Tensor, target: Tensor) -> Tensor:
+    def element_losses(self, prediction: Tensor, target: Tensor) -> Tensor:
         x = single(self, prediction, target).float()
         labelled = ~target.isnan()
         wanted = (torch.where(labelled, target, 0.0).float() - self.shift) / self.scale
         function = {"l1": F.l1_loss, "l2": F.mse_loss, "smooth_l1": F.smooth_l1_loss}[self.loss]
-        return labelled_sum(function(x, wanted, reduction="none"), labelled)
+        return where_labelled(function(x, wanted, reduction="none"), labelled)
 
-    def loss_count(self, target: Tensor) -> Tensor:
-        return count(~target.isnan())
+    def element_counts(self, target: Tensor) -> Tensor:
+        return ~target.isnan()
 
     def metrics(self) -> Metrics:
         return Metrics({}, self._observe, self._summarise, keep=2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -10,23 +10,24 @@ import torch
 from torch import Tensor
 
 from runner.config.kinds import Fraction, PositiveFloat
-from runner.tasks.base import Task, count, down, up
-from runner.tasks.binary_maps import THRESHOLDS, f_scores, probability, threshold_counts, weighted_bce_sum
+from runner.tasks.base import Elementwise, count, down, up
+from runner.tasks.binary_maps import THRESHOLDS, f_scores, probability, threshold_counts, weighted_bce
 from runner.tasks.colours import grey_to_rgb
 from runner.tasks.metrics import Metrics
+from runner.tasks.variants import metrics_with_variants, with_variants
 
 
-class Saliency(Task):
+class Saliency(Elementwise):
     """Binary cross-entropy on one logit per pixel; `max_f` and `mae`.
 
-    loss_sum: see `weighted_bce_sum`; loss_count: labelled pixels. `max_f` is the best F_β over 19 thresholds with
+    loss_sum: see `weighted_bce`; loss_count: labelled pixels. `max_f` is the best F_β over 19 thresholds with
     counts taken over the whole split (as ATRC and InvPT evaluate PASCAL-Context); `mae` is the mean of |σ(x) - y|.
     The sigmoid is applied once, here; heads give logits.
 
     Args:
         positive_weight: weight of salient pixels, 1 - it of the others; null balances every image by itself.
         beta_squared: β² of the F-measure; 0.3 weighs precision more, as usual for saliency.
-        headline, head: see `Task`.
+        headline, head: see `Task`. variants: see `runner.tasks.variants`.
     """
 
     kind = "dense"
@@ -39,21 +40,24 @@ class Saliency(Task):
         positive_weight: Fraction | None = None,
         beta_squared: PositiveFloat = 0.3,
         headline: Literal["max_f", "mae", "loss"] = "max_f",
+        variants: Sequence[str] = (),
         head: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(name, out_channels=1, directions=up("max_f") | down("mae"), headline=headline, head=head)
+        directions = with_variants(name, up("max_f") | down("mae"), variants)
+        super().__init__(name, out_channels=1, directions=directions, headline=headline, head=head)
         self.positive_weight = positive_weight
+        self.variants = tuple(variants)
         self.beta_squared = beta_squared
 
-    def loss_sum(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return weighted_bce_sum(self, prediction, target, self.positive_weight)
+    def element_losses(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return weighted_bce(self, prediction, target, self.positive_weight)
 
-    def loss_count(self, target: Tensor) -> Tensor:
-        return count(~target.isnan())
+    def element_counts(self, target: Tensor) -> Tensor:
+        return ~target.isnan()
 
     def metrics(self) -> Metrics:
         sums = {"thresholds": (3, len(THRESHOLDS)), "error": (), "pixels": ()}
-        return Metrics(sums, self._observe, self._summarise)
+        return metrics_with_variants(sums, self._observe, self._summarise, self.variants)
 
     def _observe(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
         labelled = ~target.isnan()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -12,13 +12,14 @@ from torch.nn import functional as F
 
 from runner.config.kinds import Fraction, PositiveInt
 from runner.errors import RunFailed, UserError
-from runner.tasks.base import Task, check_labels, count, up
+from runner.tasks.base import Elementwise, Task, check_labels, up
 from runner.tasks.colours import classes_to_rgb
 from runner.tasks.metrics import Metrics, accuracy, class_counts, mean_iou, mean_recall
+from runner.tasks.variants import metrics_with_variants, with_variants
 from runner.types import MISSING_INT
 
 
-class Segmentation(Task):
+class Segmentation(Elementwise):
     """Cross-entropy over labelled pixels; mean IoU over one global count of pixels.
 
     loss_sum = Σ_i w[y_i]·CE_i, loss_count = Σ_i w[y_i] over labelled pixels i, with w the class weights or 1: the
@@ -30,6 +31,8 @@ class Segmentation(Task):
         label_smoothing: share of the target that is spread over all classes.
         class_weights: one weight per class.
         headline, head: see `Task`.
+        variants: see `runner.tasks.variants`; and `miou_all`: classes that occur nowhere count as 0, as in the released
+            code of ASTMT and InvPT; the same on any split in which every class occurs.
     """
 
     kind = "dense"
@@ -43,22 +46,31 @@ class Segmentation(Task):
         label_smoothing: Fraction = 0.0,
         class_weights: list[float] | None = None,
         headline: Literal["miou", "pixel_acc", "mean_acc", "loss"] = "miou",
+        variants: Sequence[str] = (),
         head: Mapping[str, Any] | None = None,
     ) -> None:
-        directions = up("miou", "pixel_acc", "mean_acc")
+        whole = [variant for variant in variants if variant == "miou_all"]
+        parts = [variant for variant in variants if variant != "miou_all"]
+        directions = with_variants(name, up("miou", "pixel_acc", "mean_acc", *whole), parts)
         super().__init__(name, out_channels=num_classes, directions=directions, headline=headline, head=head)
         self.num_classes = num_classes
+        self.variants = tuple(parts)
+        self.whole = tuple(whole)
         self.label_smoothing = label_smoothing
         self.class_weights = weight_per_class(name, class_weights, num_classes)
 
     def loss_sum(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return cross_entropy_sum(self, prediction, target, self.class_weights, self.label_smoothing)
+        return cross_entropy(self, prediction, target, self.class_weights, self.label_smoothing, "sum")
 
-    def loss_count(self, target: Tensor) -> Tensor:
-        return cross_entropy_count(self, target, self.class_weights)
+    def element_losses(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return cross_entropy(self, prediction, target, self.class_weights, self.label_smoothing, "none")
+
+    def element_counts(self, target: Tensor) -> Tensor:
+        return cross_entropy_counts(self, target, self.class_weights)
 
     def metrics(self) -> Metrics:
-        return Metrics({"classes": (3, self.num_classes)}, self._observe, self._summarise)
+        sums = {"classes": (3, self.num_classes)}
+        return metrics_with_variants(sums, self._observe, self._summarise, self.variants)
 
     def _observe(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
         check_labels(self, target, self.num_classes)
@@ -67,7 +79,8 @@ class Segmentation(Task):
 
     def _summarise(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         counts = state["classes"]
-        return {"miou": mean_iou(counts), "pixel_acc": accuracy(counts), "mean_acc": mean_recall(counts)}
+        values = {"miou": mean_iou(counts), "pixel_acc": accuracy(counts), "mean_acc": mean_recall(counts)}
+        return values | {name: mean_iou(counts, absent=0.0) for name in self.whole}
 
     def render(self, value: np.ndarray, is_prediction: bool) -> np.ndarray:
         return classes_to_rgb(value.argmax(0) if is_prediction else value)
@@ -76,12 +89,11 @@ class Segmentation(Task):
 class HumanParts(Segmentation):
     """Segmentation of a person into parts, as on PASCAL-Context: background and six parts, mIoU over all seven.
 
-    Loss and metrics are those of `Segmentation`. The released evaluations count an absent class as IoU 0; here it is
-    left out, which is the same on any set in which every part occurs. Images without a person carry no label.
+    Loss and metrics are those of `Segmentation`. Images without a person carry no label.
 
     Args:
         num_classes: 7 = background, head, torso, upper arm, lower arm, upper leg, lower leg.
-        label_smoothing, class_weights, headline, head: see `Segmentation`.
+        label_smoothing, class_weights, headline, variants, head: see `Segmentation`.
     """
 
     kind = "dense"
@@ -95,6 +107,7 @@ class HumanParts(Segmentation):
         label_smoothing: Fraction = 0.0,
         class_weights: list[float] | None = None,
         headline: Literal["miou", "pixel_acc", "mean_acc", "loss"] = "miou",
+        variants: Sequence[str] = (),
         head: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(
@@ -103,6 +116,7 @@ class HumanParts(Segmentation):
             label_smoothing=label_smoothing,
             class_weights=class_weights,
             headline=headline,
+            variants=variants,
             head=head,
         )
 
@@ -122,34 +136,41 @@ def weight_per_class(task: str, weights: list[float] | None, num_classes: int) -
     return torch.tensor(weights, dtype=torch.float32)
 
 
-def cross_entropy_sum(
-    task: Task, prediction: Tensor, target: Tensor, weights: Tensor | None, label_smoothing: float
+def cross_entropy(
+    task: Task,
+    prediction: Tensor,
+    target: Tensor,
+    weights: Tensor | None,
+    label_smoothing: float,
+    reduction: Literal["sum", "none"],
 ) -> Tensor:
-    """Summed cross-entropy of (B, C, …) logits and (B, …) class numbers, in float32."""
+    """Cross-entropy of (B, C, …) logits and (B, …) class numbers, in float32: its sum, or in the target's shape."""
     if prediction.shape[:1] + prediction.shape[2:] != target.shape or prediction.shape[1] != task.out_channels:
         raise RunFailed(
             f"task '{task.name}': the head predicts {tuple(prediction.shape)} (classes second) and the target is"
             f" {tuple(target.shape)} with {task.out_channels} classes",
             "dense targets must have the size of the input image, and the head the task's number of channels",
         )
+    shape = target.shape
     if prediction.is_cuda and torch.are_deterministic_algorithms_enabled():
         # torch has a deterministic kernel for (N, C) only; elsewhere this would cost a copy for nothing
         prediction, target = prediction.movedim(1, -1).flatten(0, -2), target.flatten()
-    return F.cross_entropy(
+    losses = F.cross_entropy(
         prediction.float(),
         target,
         weight=None if weights is None else weights.to(prediction.device),
         ignore_index=MISSING_INT,
-        reduction="sum",
+        reduction=reduction,
         label_smoothing=label_smoothing,
     )
+    return losses if reduction == "sum" else losses.view(shape)
 
 
-def cross_entropy_count(task: Task, target: Tensor, weights: Tensor | None) -> Tensor:
-    """The denominator of `cross_entropy_sum`: labelled elements, each counted with its class's weight."""
+def cross_entropy_counts(task: Task, target: Tensor, weights: Tensor | None) -> Tensor:
+    """What each element counts in the denominator: its class's weight, or True where it has a label."""
     check_labels(task, target, task.out_channels)
     labelled = target != MISSING_INT
     if weights is None:
-        return count(labelled)
+        return labelled
     per_element = weights.to(target.device, torch.float64)[torch.where(labelled, target, 0)]
-    return torch.where(labelled, per_element, 0.0).sum()
+    return torch.where(labelled, per_element, 0.0)

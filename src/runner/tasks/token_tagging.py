@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from runner.config.kinds import Fraction, PositiveInt
-from runner.tasks.base import Task, check_labels, check_names, up
+from runner.tasks.base import Elementwise, check_labels, check_names, up
 from runner.tasks.metrics import Metrics, accuracy, class_counts, mean_f1
-from runner.tasks.segmentation import cross_entropy_count, cross_entropy_sum, weight_per_class
+from runner.tasks.segmentation import cross_entropy, cross_entropy_counts, weight_per_class
 from runner.types import MISSING_INT
 
 
-class TokenTagging(Task):
+class TokenTagging(Elementwise):
     """Cross-entropy over labelled tokens; accuracy and F1 over tokens, and F1 over entities for BIO tags.
 
     Targets label one token per word (usually its first) and leave the others at -100. loss_sum = Σ w[y]·CE,
@@ -55,10 +55,13 @@ class TokenTagging(Task):
         self.class_weights = weight_per_class(name, class_weights, num_classes)
 
     def loss_sum(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return cross_entropy_sum(self, prediction.movedim(-1, 1), target, self.class_weights, self.label_smoothing)
+        return cross_entropy(self, prediction.movedim(-1, 1), target, self.class_weights, self.label_smoothing, "sum")
 
-    def loss_count(self, target: Tensor) -> Tensor:
-        return cross_entropy_count(self, target, self.class_weights)
+    def element_losses(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return cross_entropy(self, prediction.movedim(-1, 1), target, self.class_weights, self.label_smoothing, "none")
+
+    def element_counts(self, target: Tensor) -> Tensor:
+        return cross_entropy_counts(self, target, self.class_weights)
 
     def metrics(self) -> Metrics:
         return Metrics({"classes": (3, self.num_classes), "spans": (3,)}, self._observe, self._summarise)

@@ -5,7 +5,7 @@
       ema.safetensors      averaged weights, where they are kept
       training.pt          optimizer, scheduler, scaler, weighting (read with weights_only=True)
       rng-0.pt …           every random generator of every rank
-      state.json           step, sampler position, best value, running averages, signature
+      state.json           step, sampler position, best value, running averages, fingerprint of the vocabulary
       DONE                 size and CRC-32 of every file; written last, then the folder gets its name
 
 A folder without DONE, or one whose files do not match it, does not count: the one before is used.
@@ -30,6 +30,7 @@ from torch import nn
 
 from runner.errors import RunFailed, UserError
 from runner.files import fsync_directory, fsync_file, read_json, replace_symlink, write_json
+from runner.specs import InputSpec
 
 PREFIX = "step-"
 
@@ -192,6 +193,26 @@ def load_weights(module: nn.Module, path: Path) -> None:
         safetensors.torch.load_model(module, str(path), strict=True)
     except RuntimeError as error:
         raise UserError(f"the weights in {path} do not fit the model of this configuration", str(error)) from error
+
+
+def check_inputs(checkpoint: Path, inputs: InputSpec) -> None:
+    """Refuse weights that were trained on inputs made with another vocabulary, or with other statistics of columns.
+
+    Folders that say nothing about it (weights from elsewhere, mixtures that learn nothing) pass.
+
+    Raises:
+        UserError: the mixture makes other inputs now than when the checkpoint was written.
+    """
+    state = checkpoint / "state.json"
+    trained_with = read_json(state).get("inputs", "") if state.is_file() else ""
+    if trained_with and inputs.learned and trained_with != inputs.learned:
+        what = "another vocabulary" if inputs.kind == "text" else "other statistics of the columns"
+        raise UserError(
+            f"the weights in {checkpoint} were trained with {what} ({trained_with}) than the mixture learns from "
+            f"its training data now ({inputs.learned})",
+            "the data, the mixture's keys or the version of the library that learned it have changed since (git.diff, "
+            "config.yaml and run.json of its run say what they were)",
+        )
 
 
 def is_whole(path: Path) -> bool:

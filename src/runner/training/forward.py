@@ -37,39 +37,31 @@ class Forward:
             with self.autocast():
                 predictions = self.model(on_device, list(on_device.targets))
             for name, prediction in predictions.items():
-                loss = _loss_sum(self.tasks[name], prediction, on_device.targets[name])
+                task, target = self.tasks[name], on_device.targets[name]
                 if self.per_example is not None and torch.is_grad_enabled():
-                    loss = self._transformed(name, prediction, on_device.targets[name], loss)
+                    loss = self._transformed(task, prediction, target)
+                else:
+                    loss = _total(task.loss_sum, prediction, target)
                 sums[name] = sums[name] + loss if name in sums else loss
         return sums
 
-    def _transformed(self, name: str, prediction: Prediction, target: Tensor, loss: Tensor) -> Tensor:
+    def _transformed(self, task: Task, prediction: Prediction, target: Tensor) -> Tensor:
         """The value of the plain loss sum with the gradient of the transformed one, Σ_i n_i·f(sum_i / n_i)."""
         assert self.per_example is not None
-        task, singles = self.tasks[name], [slice(i, i + 1) for i in range(len(target))]
-        counts = torch.stack([task.loss_count(target[i]) for i in singles]).to(loss)
-        labelled = counts > 0
-        if not labelled.any():
-            return loss
-        kept = [i for i, yes in zip(singles, labelled.tolist(), strict=True) if yes]
-        losses = torch.stack([_loss_sum(task, _part(prediction, i), target[i]) for i in kept])
-        counts = counts[labelled]
-        changed = (counts * self.per_example(losses / counts)).sum()
-        return loss.detach() + (changed - changed.detach())
+        losses_B = _total(task.example_losses, prediction, target)
+        counts_B = task.example_counts(target).to(losses_B)
+        labelled = counts_B > 0
+        # A loss of 1 where there is no label: the transform need not be differentiable at 0.
+        means_B = torch.where(labelled, losses_B / torch.where(labelled, counts_B, 1.0), 1.0)
+        changed = torch.where(labelled, counts_B * self.per_example(means_B), 0.0).sum()
+        return losses_B.detach().sum() + (changed - changed.detach())
 
 
-def _loss_sum(task: Task, prediction: Prediction, target: Tensor) -> Tensor:
-    """The task's loss sum, that of intermediate supervision included; all have the same denominator."""
+def _total(loss: Callable[[Tensor, Tensor], Tensor], prediction: Prediction, target: Tensor) -> Tensor:
+    """A loss (of all, or per example) with that of intermediate supervision; all have the same denominator."""
     if not isinstance(prediction, Supervised):
-        return task.loss_sum(prediction, target)
-    loss = task.loss_sum(prediction.prediction, target)
+        return loss(prediction, target)
+    total = loss(prediction.prediction, target)
     for weight, auxiliary in prediction.auxiliary:
-        loss = loss + weight * task.loss_sum(auxiliary, target)
-    return loss
-
-
-def _part(prediction: Prediction, rows: slice) -> Prediction:
-    """The prediction of some examples, with what is supervised beside it."""
-    if not isinstance(prediction, Supervised):
-        return prediction[rows]
-    return Supervised(prediction.prediction[rows], tuple((w, tensor[rows]) for w, tensor in prediction.auxiliary))
+        total = total + weight * loss(auxiliary, target)
+    return total

@@ -25,7 +25,7 @@ from runner.mixtures.stream import Stream, steps_per_epoch
 from runner.tracking import Tracker
 from runner.training.assemble import Parts, assemble, counted_as_shared, has_batchnorm, trainable
 from runner.training.averages import Averages
-from runner.training.checkpoints import Checkpoints, load_weights, rng_state, set_rng_state
+from runner.training.checkpoints import Checkpoints, check_inputs, load_weights, rng_state, set_rng_state
 from runner.training.evaluate import evaluate
 from runner.training.forward import Forward
 from runner.training.look_ahead import LookAhead, label_counts
@@ -126,6 +126,7 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
     newest = checkpoints.newest()
     loaded = checkpoints.load(newest) if newest is not None else None
     if loaded is not None:
+        check_inputs(loaded.path, parts.inputs)
         load_weights(model, loaded.path / "model.safetensors")
         if ema is not None:
             load_weights(ema, loaded.path / "ema.safetensors")
@@ -202,6 +203,7 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
                 "skipped": [nonfinite.skipped, nonfinite.in_a_row],
                 "averages": averages.state_dict(),
                 "selection": selection.state_dict(),
+                "inputs": parts.inputs.learned,
                 "config": weights_part(config),
             },
             best_step=selection.best_step,

@@ -15,8 +15,9 @@ from runner.backbones.base import Backbone
 from runner.backbones.tangent import Tangent
 from runner.errors import UserError
 from runner.launching.rundir import RunDirectory
+from runner.specs import InputSpec
 from runner.training.assemble import Parts
-from runner.training.checkpoints import Checkpoints
+from runner.training.checkpoints import Checkpoints, check_inputs
 from runner.training.probing import fit_heads
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ def start(parts: Parts, run: RunDirectory) -> None:
         UserError: the weights are not there or do not fit; heads that cannot be fitted.
     """
     config = parts.config
-    known = start_from(parts.model, config, run.info().get("needs", []))
+    known = start_from(parts.model, config, run.info().get("needs", []), parts.inputs)
     if config["finetune"]["heads"] == "train" or Checkpoints(run.path / "checkpoints").newest() is not None:
         return
     trainer = config["trainer"]
@@ -46,7 +47,9 @@ def start(parts: Parts, run: RunDirectory) -> None:
     )
 
 
-def start_from(model: nn.Module, config: Mapping[str, Any], needs: Iterable[Mapping[str, Any]]) -> set[str]:
+def start_from(
+    model: nn.Module, config: Mapping[str, Any], needs: Iterable[Mapping[str, Any]], inputs: InputSpec
+) -> set[str]:
     """Load what `init` names into every backbone of a model; nothing where `init` is null.
 
     Heads of tasks that the start has under the same name and with the same shapes are taken along; returns their tasks.
@@ -55,6 +58,7 @@ def start_from(model: nn.Module, config: Mapping[str, Any], needs: Iterable[Mapp
         model: an architecture, as `assemble` gave it.
         config: the run's frozen configuration.
         needs: `needs` of its run.json, with the path of the base run.
+        inputs: what the mixture feeds; the start must have been trained on the same.
 
     Raises:
         UserError: there are no such weights, or they do not fit.
@@ -70,6 +74,7 @@ def start_from(model: nn.Module, config: Mapping[str, Any], needs: Iterable[Mapp
             raise UserError(f"the base run of init.experiment={init['experiment']} is not there", "start the run again")
         path = Path(paths[0])
     file = weights_file(path)
+    check_inputs(file[0].parent, inputs)
     for backbone in model.all_backbones():  # type: ignore[operator]
         load_backbone(backbone, file)
     known = load_heads(model.heads, file)  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from runner.files import write_json
 from runner.launching.rundir import RunDirectory
 from runner.tracking import Tracker
 from runner.training.assemble import assemble
-from runner.training.checkpoints import Checkpoints, load_weights
+from runner.training.checkpoints import Checkpoints, check_inputs, load_weights
 from runner.training.evaluate import evaluate
 from runner.training.processes import Processes
 from runner.training.result import clean
@@ -34,6 +34,7 @@ def evaluate_run(run: RunDirectory) -> int:
     merged = bool((config.get("merge") or {}).get("_target_"))
     plain = {**config, "adapter": {"_target_": None}} if merged else config  # experts' adapters are folded in
     parts = assemble(plain, request["data_root"])
+    check_inputs(checkpoint, parts.inputs)
     model = parts.model.to(processes.device)
     weights = checkpoint / "model.safetensors"
     if merged:

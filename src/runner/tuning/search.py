@@ -2,28 +2,28 @@
 
 What is on disk before a trial's run starts: its parameters (in the journal, by `ask`), its overrides, signature and
 directory (journal and sweep.json). A trial that the journal calls RUNNING when a search begins was cut off: its run is
-gone on with in its own directory.
+gone on with in its own directory; a run that failed is tried again, as often as tune.retries allows. Where runs outlive
+this process (Slurm), one that was under way is found again in the queue, or ended.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.samplers import RandomSampler
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from runner.config.schema import TuneConfig
 from runner.config.signature import signature
 from runner.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, UserError
-from runner.files import read_json
 from runner.launching.pool import Job, Pool
-from runner.launching.rundir import RunDirectory
 from runner.launching.schedule import NeededJob
+from runner.tuning.ledger import Ledger, failed
 from runner.tuning.objective import Objective
 from runner.tuning.runs import Runs
 from runner.tuning.space import Space
@@ -38,8 +38,6 @@ FAILURES = 3
 
 REPEATS = 50
 """So many points in a row that were tried before end the search: the sampler has nothing new to try."""
-
-ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
 @dataclass
@@ -59,6 +57,7 @@ class Search:
         folder: the tune directory, held by this process.
         study: of that directory.
         space, objective, settings: what was asked for.
+        budget: how many runs it may make, those of earlier calls included.
         compose: a trial's own overrides → its frozen configuration.
         argv: a trial's own overrides → the command that gives the same run by itself.
         pool: where runs go.
@@ -77,6 +76,7 @@ class Search:
         objective: Objective,
         settings: TuneConfig,
         *,
+        budget: int,
         compose: Callable[[list[str]], dict[str, Any]],
         argv: Callable[[list[str]], list[str]],
         pool: Pool,
@@ -89,26 +89,19 @@ class Search:
         self.folder, self.study, self.space, self.objective = folder, study, space, objective
         self.settings, self.compose, self.argv, self.pool = settings, compose, argv, pool
         self.tell, self.keep, self.jobs, self.keep_going = tell, keep, jobs, keep_going
+        self.ledger = Ledger(study, objective, settings, tell)
+        self.budget = budget
         self.active: dict[int, Active] = {}
         self.left: list[str] = []  # runs that were stopped from outside
         self.stopping = self.exhausted = False
         self.trouble = ""
         self.runs = Runs(pool, folder.name, tell)
         self._spent_s, self._began = spent_s, time.monotonic()
-        if "objective" in study.user_attrs:
-            objective.restore(study.user_attrs["objective"])
 
     @property
     def elapsed_s(self) -> float:
         """Seconds spent on the search, earlier calls included."""
         return self._spent_s + time.monotonic() - self._began
-
-    @property
-    def budget(self) -> int:
-        """How many runs the search may make; a finite space is never asked for more than it has."""
-        size = self.space.size
-        asked = self.settings.trials or (size if self.settings.sampler == "grid" else None) or 20
-        return min(asked, size) if size is not None else asked
 
     def runs_made(self) -> int:
         """Trials that had a run of their own, those under way included."""
@@ -116,7 +109,7 @@ class Search:
 
     def trials(self) -> list[FrozenTrial]:
         """All trials, oldest first."""
-        return self.study.get_trials(deepcopy=False)
+        return self.ledger.trials()
 
     def run(self, stops: list[int]) -> int:
         """Search; `stops` grows by each stop signal that arrives. Returns the exit code."""
@@ -173,65 +166,42 @@ class Search:
         self.study.sampler = make_sampler(self.settings.sampler, self.settings.seed, len(trials), self.settings.startup)
         asked = self.study.ask(self.space.distributions())
         self.study.sampler = RandomSampler(seed=0)  # handles of trials that are there must not ask it for anything
-        self._place(self._frozen(asked.number))
-
-    def _frozen(self, number: int) -> FrozenTrial:
-        return self.trials()[number]
+        self._place(self.ledger.frozen(asked.number))
 
     def _place(self, trial: FrozenTrial) -> None:
         """Give a trial its answer, if that is known, or its run."""
         if set(trial.params) != {axis.key for axis in self.space.axes}:  # cut off inside `ask`
-            self._attribute(trial, "message", "cut off before its parameters were chosen")
-            self._attribute(trial, "same_as", None)  # it never had a run
+            # It never had a run: as one that was answered from another, it takes nothing from the budget.
+            self.ledger.note(trial, message="cut off before its parameters were chosen", same_as=None)
             self.study.tell(trial.number, state=TrialState.FAIL)
             return
         overrides = self.space.overrides(trial.params)
-        earlier = next((t for t in self.trials()[: trial.number] if t.user_attrs.get("overrides") == overrides), None)
+        before = self.trials()[: trial.number]
+        earlier = next((t for t in before if t.user_attrs.get("overrides") == overrides), None)
         if earlier is None:
             try:
                 config = self.compose(overrides)
             except UserError as error:
-                self._attribute(trial, "overrides", overrides)
-                self._fail(trial, error.problems[0].what)
+                self.ledger.note(trial, overrides=overrides)
+                self._failed(trial, error.problems[0].what, again=False)
                 return
             sig = signature(config)
-            earlier = next((t for t in self.trials()[: trial.number] if t.user_attrs.get("signature") == sig), None)
+            earlier = next((t for t in before if t.user_attrs.get("signature") == sig), None)
         if earlier is not None:
-            self._repeat(trial, earlier, overrides)
+            self.ledger.repeat(trial, earlier, overrides)
             return
         directory = f"jobs/{trial.number:03d}-{sig}"
-        for key, value in (("signature", sig), ("directory", directory), ("overrides", overrides)):
-            self._attribute(trial, key, value)
+        again = {"message": ""} if trial.user_attrs.get("message") else {}
+        self.ledger.note(trial, signature=sig, directory=directory, overrides=overrides, **again)
         self.keep()  # the mapping is on disk before the run is
         path = self.folder / directory
-        if "pruned_at" in trial.user_attrs:  # killed between the decision and the end of the run
-            self._prune(trial, path, trial.user_attrs["pruned_at"])
-            return
         job = self.runs.submit(config, path, self.argv(overrides), trial.number)
         if self.runs.needs():
             self.keep()
-        self.active[trial.number] = Active(trial, job, Watcher(path))
+        self.active[trial.number] = Active(trial, job, Watcher(path), trial.user_attrs.get("pruned_at"))
+        if "pruned_at" in trial.user_attrs:  # killed between the decision and the end of the run
+            job.stop()
         self.tell(f"trial {trial.number}: {' '.join(overrides)}")
-
-    def _repeat(self, trial: FrozenTrial, earlier: FrozenTrial, overrides: list[str]) -> None:
-        """A configuration that was tried before is answered from its result, now or once that is there."""
-        first = earlier.user_attrs.get("same_as")
-        number = earlier.number if first is None else first
-        source = self._frozen(number)
-        self._attribute(trial, "overrides", overrides)
-        self._attribute(trial, "same_as", number)
-        if source.state not in ENDED:
-            return  # told together with the trial that it repeats
-        self._echo(trial, source)
-
-    def _echo(self, trial: FrozenTrial, source: FrozenTrial) -> None:
-        values = source.values if source.state == TrialState.COMPLETE else None
-        if "metrics" in source.user_attrs:
-            self._attribute(trial, "metrics", source.user_attrs["metrics"])
-        if source.state == TrialState.PRUNED:
-            for step, value in source.intermediate_values.items():
-                self._handle(trial).report(value, step)
-        self.study.tell(trial.number, values, state=source.state)
 
     # ---- trials under way ----------------------------------------------------------------------------------------
 
@@ -239,7 +209,7 @@ class Search:
         """The first signal stops the runs resumably, the second at once."""
         if stops and not self.stopping:
             self.stopping = True
-            self.tell("stopping: running trials save and end; once more ends them at once")
+            self.tell(f"stopping: {self.pool.parting}")
             self.pool.stop()
         elif len(stops) > 1:
             self.pool.kill()
@@ -251,29 +221,11 @@ class Search:
         for active in list(self.active.values()):
             if active.pruned_at is not None or not active.job.running:
                 continue
-            handle = self._report(active.trial, active.watcher)
+            handle = self.ledger.report(active.trial, active.watcher)
             if active.watcher.step is not None and handle.should_prune():
                 active.pruned_at = active.watcher.step
-                self._attribute(active.trial, "pruned_at", active.pruned_at)
+                self.ledger.note(active.trial, pruned_at=active.pruned_at)
                 active.job.stop()
-
-    def _report(self, trial: FrozenTrial, watcher: Watcher, ended: bool = False) -> Trial:
-        """Hand evaluations that are new to Optuna."""
-        handle = self._handle(trial)
-        if self.objective.count == 1:
-            reported = self._frozen(trial.number).intermediate_values
-            for step, metrics in watcher.new(ended):
-                values = self.objective.minimised(metrics)
-                if values is not None and step not in reported:
-                    handle.report(values[0], step)
-        return handle
-
-    def _handle(self, trial: FrozenTrial) -> Trial:
-        """A live trial, also of an earlier process."""
-        return Trial(self.study, trial._trial_id)
-
-    def _attribute(self, trial: FrozenTrial, key: str, value: Any) -> None:
-        self._handle(trial).set_user_attr(key, value)
 
     # ---- ended trials ----------------------------------------------------------------------------------------------
 
@@ -286,72 +238,29 @@ class Search:
         trial = active.trial
         del self.active[trial.number]
         if job.code == EXIT_DONE:
-            self._complete(trial, active)
-        elif active.pruned_at is not None and job.code == EXIT_STOPPED:
-            self._prune(trial, job.path, active.pruned_at)
+            useless = self.ledger.complete(trial, job.path, active.watcher)
+            if useless:
+                self._failed(trial, useless, again=False)
+        elif active.pruned_at is not None and job.code == EXIT_STOPPED and not (self.stopping and self.pool.outlives):
+            self.ledger.prune(trial, job.path, active.pruned_at)
         elif job.code == EXIT_STOPPED:
             if not self.stopping:
                 self.left.append(str(job.path))
                 self.tell(f"trial {trial.number} was stopped from outside; running the command again goes on with it")
         elif not self.stopping:  # ended at once by the user's second signal: it will be gone on with
-            self._fail(trial, job.message or f"exit code {job.code}")
+            self._failed(trial, job.message or f"exit code {job.code}", again=True)
         self.keep()
 
-    def _complete(self, trial: FrozenTrial, active: Active) -> None:
-        result = read_json(active.job.path / "result.json")
-        if self.objective.learn(result):
-            self.study.set_user_attr("objective", self.objective.state())
-        metrics = result["validation"]
-        self._attribute(trial, "metrics", metrics)
-        values = self.objective.minimised(metrics)
-        if values is None:
-            self._fail(trial, f"{' or '.join(self.objective.names)} is undefined on the validation split")
-            return
-        if self.settings.pruner != "none":
-            self._report(trial, active.watcher, ended=True)  # what later trials are compared with
-        self.study.tell(trial.number, values)
-        natural = self.objective.natural(metrics) or []
-        shown = ", ".join(f"{n} {v:.5g}" for n, v in zip(self.objective.names, natural, strict=True))
-        self.tell(f"trial {trial.number} done: {shown}{self._standing(trial)}")
-        self._tell_repeats(trial)
-
-    def _standing(self, trial: FrozenTrial) -> str:
-        best = [t.number for t in self.study.best_trials]
-        if trial.number in best:
-            return "   the best so far" if self.objective.count == 1 else "   on the front"
-        return f"   best: trial {best[0]}" if self.objective.count == 1 else f"   front: {len(best)} trials"
-
-    def _prune(self, trial: FrozenTrial, path: Path, step: int) -> None:
-        """End a trial that the pruner gave up on; its run says so, and can still be resumed by hand."""
-        words = f"pruned by `runner tune` ({self.settings.pruner}) after its validation at step {step}"
-        if (path / "run.json").exists():
-            run = RunDirectory(path)
-            attempts = run.info()["attempts"]
-            if attempts:
-                attempts[-1] |= {"message": words, "status": "STOPPED"}
-            run.update(status="STOPPED", attempts=attempts, pruned={"step": step, "by": self.settings.pruner})
-        self._attribute(trial, "message", words)
-        self.study.tell(trial.number, state=TrialState.PRUNED)
-        self.tell(f"trial {trial.number} pruned at step {step}")
-        self._tell_repeats(trial)
-
-    def _fail(self, trial: FrozenTrial, message: str) -> None:
-        self._attribute(trial, "message", message)
-        self.study.tell(trial.number, state=TrialState.FAIL)
-        self.tell(f"trial {trial.number} failed: {message}")
-        self._tell_repeats(trial)
-        states = [t.state for t in self.trials() if t.state in ENDED and "same_as" not in t.user_attrs]
+    def _failed(self, trial: FrozenTrial, message: str, *, again: bool) -> None:
+        """A trial has failed: for good, or until the next call tries it again."""
+        (self.ledger.broke if again else self.ledger.fail)(trial, message)
         if not self.keep_going:
             self.trouble = f"trial {trial.number} failed and launch.keep_going=false: {message}"
-        elif len(states) >= FAILURES and all(state == TrialState.FAIL for state in states):
-            self.trouble = f"the first {len(states)} trials all failed, the last one: {message}"
+        self._count()
 
-    def _tell_repeats(self, source: FrozenTrial) -> None:
-        for trial in self.trials():
-            if trial.state == TrialState.RUNNING and trial.user_attrs.get("same_as") == source.number:
-                self._echo(trial, self._frozen(source.number))
-
-
-def metrics_of(trial: FrozenTrial) -> Mapping[str, Mapping[str, float | None]]:
-    """The validation metrics of a completed trial."""
-    return trial.user_attrs.get("metrics") or {}
+    def _count(self) -> None:
+        """Whether anything ever succeeds."""
+        own = [t for t in self.trials() if "same_as" not in t.user_attrs]
+        bad = [t for t in own if failed(t)]
+        if len(bad) >= FAILURES and not any(t.state in (TrialState.COMPLETE, TrialState.PRUNED) for t in own):
+            self.trouble = f"the first {len(bad)} trials all failed, the last one: {bad[-1].user_attrs.get('message')}"

@@ -15,8 +15,8 @@ from optuna.trial import FrozenTrial, TrialState
 from runner.config.schema import TuneConfig
 from runner.files import read_json, write_json
 from runner.launching.rundir import now
+from runner.tuning.ledger import failed, metrics_of
 from runner.tuning.objective import Objective
-from runner.tuning.search import metrics_of
 from runner.tuning.space import Space
 
 SHOWN = 10
@@ -35,6 +35,7 @@ def write_sweep(
     argv: Sequence[str],
     name: str,
     needs: Sequence[Mapping[str, Any]] = (),
+    arguments: Sequence[str] = (),
 ) -> None:
     """sweep.json: the trials as jobs; a trial that was answered from another one is no job.
 
@@ -43,6 +44,7 @@ def write_sweep(
         argv: the command that goes on with it.
         name: of the runs.
         needs: entries of the runs that trials have needed in this call; earlier ones are kept.
+        arguments: what a trial's own command has behind its overrides.
     """
     path = folder / "sweep.json"
     before = read_json(path) if path.is_file() else {}
@@ -64,6 +66,7 @@ def write_sweep(
         "name": name,
         "created": before.get("created", now()),
         "argv": list(argv),
+        "arguments": list(arguments),
         "verb": "tune",
         "axes": {axis.key: list(axis.choices) or [axis.spec] for axis in space.axes},
         "fixed": list(space.fixed),
@@ -104,7 +107,7 @@ def _trial(trial: FrozenTrial, objective: Objective) -> dict[str, Any]:
     done = trial.state == TrialState.COMPLETE
     return {
         "number": trial.number,
-        "state": trial.state.name,
+        "state": "FAIL" if failed(trial) else trial.state.name,
         "overrides": attributes.get("overrides"),
         "parameters": dict(trial.params),
         "values": [sign * v for sign, v in zip(signs, trial.values, strict=True)] if done else None,
@@ -113,6 +116,7 @@ def _trial(trial: FrozenTrial, objective: Objective) -> dict[str, Any]:
         "signature": attributes.get("signature"),
         "same_as": attributes.get("same_as"),
         "message": attributes.get("message", ""),
+        "failures": attributes.get("failures", 0),
         "evaluations": {
             str(step): signs[0] * value for step, value in sorted(trial.intermediate_values.items()) if signs
         },
@@ -207,7 +211,8 @@ def counts(trials: Sequence[FrozenTrial]) -> str:
         TrialState.RUNNING: "unfinished",
     }
     ran = [t for t in trials if "same_as" not in t.user_attrs]
-    parts = [f"{n} {word}" for state, word in names.items() if (n := sum(t.state == state for t in ran))]
+    states = [TrialState.FAIL if failed(t) else t.state for t in ran]
+    parts = [f"{n} {word}" for state, word in names.items() if (n := states.count(state))]
     repeated = sum(t.user_attrs.get("same_as") is not None for t in trials)
     parts += [f"{repeated} answered from an earlier one"] if repeated else []
     return ", ".join(parts) or "none"

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 _PIECE = 16384
 """Columns of one step of the Gram matrix on the CPU."""
+_COLUMNS = {"cpu": 2**16}
+"""Columns of one step of a combination: few enough to stay in a processor's cache, many enough to keep a GPU busy."""
+_LARGE = 2**16
+"""Elements from which a gradient is worth a call of its own."""
 
 
 class TaskGradients:
@@ -16,6 +21,9 @@ class TaskGradients:
 
     A row is written by its first gradient of a step and added to by the later ones, so that nothing is cleared that is
     overwritten anyway. Rows of tasks without a gradient in this step are zero once `finish` has run.
+
+    Nothing of size P is made beside the matrix: large gradients go into their row one by one, as the backward pass
+    comes to them, and the first row makes room for the combination of all.
 
     Args:
         tasks: number of tasks K.
@@ -26,7 +34,8 @@ class TaskGradients:
     def __init__(self, tasks: int, parameters: Sequence[nn.Parameter], device: torch.device) -> None:
         sizes = [p.numel() for p in parameters]
         self.matrix_KP = torch.zeros(tasks, sum(sizes), device=device)
-        self.shapes = [p.shape for p in parameters]
+        self.parameters = list(parameters)
+        self.large = [i for i, size in enumerate(sizes) if size >= _LARGE]
         self.views = [
             [part.view(p.shape) for part, p in zip(row.split(sizes), parameters, strict=True)] for row in self.matrix_KP
         ]
@@ -36,14 +45,52 @@ class TaskGradients:
         """Start a step."""
         self.written = [False] * len(self.written)
 
-    def add(self, task: int, grads: Sequence[Tensor | None]) -> None:
-        """Add one gradient of a task; None where it does not reach a parameter."""
-        reached = [(view, grad) for view, grad in zip(self.views[task], grads, strict=True) if grad is not None]
-        if reached:
-            views, values = (list(side) for side in zip(*reached, strict=True))
+    def backward(
+        self, task: int, loss: Tensor, others: Sequence[Tensor], retain_graph: bool
+    ) -> tuple[Tensor | None, ...]:
+        """One backward pass: adds the gradient of a task's loss to its row; returns those of `others`."""
+        copied: set[int] = set()
+        with self._copying(task, copied):
+            found = torch.autograd.grad(loss, [*self.parameters, *others], retain_graph=retain_graph, allow_unused=True)
+        count = len(self.parameters)
+        self.add(task, found[:count], copied)
+        return found[count:]
+
+    @contextmanager
+    def _copying(self, task: int, copied: set[int]) -> Iterator[None]:
+        """Gradients of large parameters are copied while they are in the cache, and let go before the next is made."""
+
+        def receiver(i: int) -> Callable[[Tensor], Tensor]:
+            view = self.views[task][i]
+            nothing = torch.zeros((), dtype=self.parameters[i].dtype, device=view.device).expand(view.shape)
+
+            def receive(grad: Tensor) -> Tensor:
+                if self.written[task]:
+                    view.add_(grad)
+                else:
+                    view.copy_(grad)
+                copied.add(i)
+                return nothing  # in the place of the gradient, which nobody holds any more
+
+            return receive
+
+        handles = [self.parameters[i].register_hook(receiver(i)) for i in self.large]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def add(self, task: int, grads: Sequence[Tensor | None], copied: Container[int] = ()) -> None:
+        """Add one gradient of a task; None where it does not reach a parameter; `copied` are in their row already."""
+        rows = self.views[task]
+        there = [(rows[i], grad) for i, grad in enumerate(grads) if grad is not None and i not in copied]
+        if there:
+            views, values = (list(side) for side in zip(*there, strict=True))
             (torch._foreach_add_ if self.written[task] else torch._foreach_copy_)(views, values)
-        if not self.written[task] and len(reached) < len(self.views[task]):
-            torch._foreach_zero_([v for v, g in zip(self.views[task], grads, strict=True) if g is None])
+        missing = [rows[i] for i, grad in enumerate(grads) if grad is None]
+        if missing and not self.written[task]:
+            torch._foreach_zero_(missing)
         self.written[task] = True
 
     def finish(self) -> Tensor:
@@ -56,10 +103,21 @@ class TaskGradients:
                 self.matrix_KP[task].zero_()
         return self.matrix_KP
 
+    def combine(self, weights_K: Tensor) -> list[Tensor]:
+        """Σ_k w_k g_k, in the parameters' shapes; takes the place of the first row."""
+        for piece in self.matrix_KP.split(_COLUMNS.get(self.matrix_KP.device.type, 2**24), dim=1):
+            piece[0] = combination(weights_K, piece)
+        return self.views[0]
+
     def split(self, vector_P: Tensor) -> list[Tensor]:
         """A vector over the shared parameters as views of their shapes."""
-        parts = vector_P.split([shape.numel() for shape in self.shapes])
-        return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        parts = vector_P.split([p.numel() for p in self.parameters])
+        return [part.view(p.shape) for part, p in zip(parts, self.parameters, strict=True)]
+
+
+def combination(weights_k: Tensor, grads_kP: Tensor) -> Tensor:
+    """Σ_k w_k g_k (P,); `weights_k @ grads_kP` goes through a routine for matrices, which takes three times as long."""
+    return torch.mv(grads_kP.T, weights_k)
 
 
 def gram_matrix(grads_KP: Tensor) -> Tensor:

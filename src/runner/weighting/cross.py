@@ -29,6 +29,7 @@ class CrossPass(Pass):
             raise ValueError(f"{engine.micro_batches} micro-batches cannot be cut into shares {engine.weighting.parts}")
         self.borders = (first * unit, (first + second) * unit, engine.micro_batches)
         self.grads = TaskGradients(len(engine.tasks), engine.shared, engine.device)
+        self.second = TaskGradients(1, engine.shared, engine.device)
         self.rest = TaskGradients(len(engine.tasks), engine.rest, engine.device)
 
     def begin(self) -> None:
@@ -70,8 +71,8 @@ class CrossPass(Pass):
         if engine.rest:
             weights_K = torch.zeros(len(engine.tasks), device=engine.device)
             weights_K[engine.present] = engine.head_weights
-            rest = weights_K @ engine.reduce(self.rest.finish())
-            for i, grad in zip(engine.reach.rest, self.rest.split(rest), strict=True):
+            engine.reduce(self.rest.finish())
+            for i, grad in zip(engine.reach.rest, self.rest.combine(weights_K), strict=True):
                 if i in reached:
                     set_grad(engine.parameters[i], grad)
         return None
@@ -93,26 +94,18 @@ class CrossPass(Pass):
 
     def _per_task(self, partial: Mapping[int, Tensor], first: bool) -> None:
         engine = self.engine
-        shared, rest = len(engine.shared), len(engine.rest)
+        rest = len(engine.rest)
         for n, (k, loss) in enumerate(partial.items()):
             own = engine.specific(k)
-            grads = torch.autograd.grad(
-                loss * engine.scale,
-                engine.shared + engine.rest + own,
-                retain_graph=n + 1 < len(partial),
-                allow_unused=True,
-            )
-            if first:
-                self.grads.add(k, grads[:shared])
-            else:
-                flat_P = torch.zeros(self.grads.matrix_KP.shape[1], device=engine.device)
-                for part, grad in zip(self.grads.split(flat_P), grads[:shared], strict=True):
-                    if grad is not None:
-                        part.copy_(grad)
-                self.cross[k] += (self.grads.matrix_KP @ flat_P).double()
+            buffer, row = (self.grads, k) if first else (self.second, 0)
+            if not first:
+                buffer.begin()
+            grads = buffer.backward(row, loss * engine.scale, engine.rest + own, retain_graph=n + 1 < len(partial))
+            if not first:
+                self.cross[k] += torch.mv(self.grads.matrix_KP, self.second.matrix_KP[0]).double()
             if rest:
-                self.rest.add(k, grads[shared : shared + rest])
-            for parameter, grad in zip(own, grads[shared + rest :], strict=True):
+                self.rest.add(k, grads[:rest])
+            for parameter, grad in zip(own, grads[rest:], strict=True):
                 add_grad(parameter, grad)
 
     def _weighted(self, partial: Mapping[int, Tensor]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from runner.config.kinds import Fraction, NonNegativeFloat
 from runner.tasks.base import Task
 from runner.weighting.base import MatrixWeighting
+from runner.weighting.buffer import combination
 
 _FLOOR = 1e-8  # keeps the logarithm of a solved task's loss finite, as in the authors' code
 
@@ -54,12 +55,13 @@ class DBMTL(MatrixWeighting):
         log_slope = 1.0 / (losses + _FLOOR)
         self.steps[present] += 1
         beta = self.beta / self.steps[present] ** self.beta_sigma
+        grads_kP.mul_(log_slope[:, None])
         for row, k in enumerate(present.tolist()):
-            self.average[k].mul_(beta[row]).add_(grads_kP[row] * (log_slope[row] * (1 - beta[row])))
+            self.average[k].lerp_(grads_kP[row], 1 - beta[row])
         average_kP = self.average if len(present) == len(self.average) else self.average[present]
         factors = dual_balance(average_kP.norm(dim=1))
         heads = log_slope * factors if self.heads == "weighted" else log_slope
-        return factors @ average_kP, factors * log_slope, heads
+        return combination(factors, average_kP), factors * log_slope, heads
 
 
 def dual_balance(norms: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from runner.config.kinds import NonNegativeInt, PositiveFloat
 from runner.tasks.base import Task
 from runner.weighting.base import MatrixWeighting
+from runner.weighting.buffer import combination
 
 
 class ExcessMTL(MatrixWeighting):
@@ -73,4 +74,8 @@ class ExcessMTL(MatrixWeighting):
             self.logits[present] = logits
             self.logits -= self.logits.max()
         weights = self.logits[present].softmax(0)
-        return weights @ grads_kP, weights, weights if self.heads == "weighted" else torch.ones_like(weights)
+        return (
+            combination(weights, grads_kP),
+            weights,
+            weights if self.heads == "weighted" else torch.ones_like(weights),
+        )

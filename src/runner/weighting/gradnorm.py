@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from runner.config.kinds import NonNegativeFloat, PositiveFloat
 from runner.tasks.base import Task
 from runner.weighting.base import MatrixWeighting
+from runner.weighting.buffer import combination
 
 _LEAST = 1e-3  # of a weight: the update may push it below 0, where the loss would be maximised
 
@@ -64,7 +65,11 @@ class GradNorm(MatrixWeighting):
         norms = grads_kP[:, self._last_layer() :].norm(dim=1)
         self.weights.grad = torch.zeros_like(self.weights)
         self.weights.grad[present] = weight_gradient(weights, norms, losses / initial.clamp_min(1e-12), self.alpha)
-        return weights @ grads_kP, weights, weights if self.heads == "weighted" else torch.ones_like(weights)
+        return (
+            combination(weights, grads_kP),
+            weights,
+            weights if self.heads == "weighted" else torch.ones_like(weights),
+        )
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         group: dict[str, Any] = {"params": [self.weights], "weight_decay": 0.0}

@@ -11,6 +11,7 @@ from torch import Tensor
 from runner.config.kinds import NonNegativeFloat, PositiveFloat
 from runner.tasks.base import Task
 from runner.weighting.base import MatrixWeighting
+from runner.weighting.buffer import combination
 
 
 class MoCo(MatrixWeighting):
@@ -70,11 +71,15 @@ class MoCo(MatrixWeighting):
         tracked_kP = self.tracked if len(present) == len(self.tracked) else self.tracked[present]
         share = self.weights[present].sum()
         weights = self.weights[present] / share if share > 0 else torch.full_like(losses, 1 / len(losses))
-        slope = tracked_kP @ (weights @ tracked_kP) + self.rho * weights
+        slope = tracked_kP @ combination(weights, tracked_kP) + self.rho * weights
         project = project_simplex if self.projection == "simplex" else (lambda v: v.softmax(0))
         weights = project(weights - gamma * slope)
         self.weights[present] = weights * share
-        return weights @ tracked_kP, weights, weights if self.heads == "weighted" else torch.ones_like(weights)
+        return (
+            combination(weights, tracked_kP),
+            weights,
+            weights if self.heads == "weighted" else torch.ones_like(weights),
+        )
 
 
 def project_simplex(vector: Tensor) -> Tensor:

@@ -97,19 +97,14 @@ class BufferPass(Pass):
     def backward(self, partial: Mapping[int, Tensor]) -> None:
         engine = self.engine
         with_graph = [(k, loss) for k, loss in partial.items() if loss.requires_grad]
-        shared, rest = len(engine.shared), len(engine.rest)
+        rest = len(engine.rest)
         for n, (k, loss) in enumerate(with_graph):
             own = engine.specific(k)
-            inputs = engine.shared + engine.rest + own
-            grads = torch.autograd.grad(
-                loss * engine.scale, inputs, retain_graph=n + 1 < len(with_graph), allow_unused=True
-            )
-            self.grads.add(k, grads[:shared])
+            grads = self.grads.backward(k, loss * engine.scale, engine.rest + own, retain_graph=n + 1 < len(with_graph))
             if rest:
-                self.rest.add(k, grads[shared : shared + rest])
-            for parameter, grad in zip(own, grads[shared + rest :], strict=True):
+                self.rest.add(k, grads[:rest])
+            for parameter, grad in zip(own, grads[rest:], strict=True):
                 add_grad(parameter, grad)
-            del grads  # or two tasks' gradients live at once beside the buffer
 
     def finish(self, losses: Tensor) -> Tensor:
         engine = self.engine
@@ -119,13 +114,14 @@ class BufferPass(Pass):
         rows = torch.tensor(engine.present)
         gram = gram_matrix(grads_KP)[rows[:, None], rows] / engine.scale**2
         shared = self._solve(gram, losses)
-        if shared is None:
-            shared = self._spread(engine.weights) @ grads_KP
-        self._set(engine.reach.shared, self.grads.split(shared))
+        self._set(
+            engine.reach.shared,
+            self.grads.combine(self._spread(engine.weights)) if shared is None else self.grads.split(shared),
+        )
         engine.weigh_specific()
         if engine.rest:
-            rest = self._spread(engine.head_weights) @ engine.reduce(self.rest.finish())
-            self._set(engine.reach.rest, self.rest.split(rest))
+            engine.reduce(self.rest.finish())
+            self._set(engine.reach.rest, self.rest.combine(self._spread(engine.head_weights)))
         return gram
 
     def _solve(self, gram: Tensor, losses: Tensor) -> Tensor | None:

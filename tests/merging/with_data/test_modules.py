@@ -150,7 +150,7 @@ def test_smile_of_one_expert_is_that_expert():
     ids=lambda s: type(s).__name__,
 )  # fmt: skip
 def test_a_module_comes_back_from_its_tensors_and_plain_values(strategy, tmp_path):
-    from runner.merging.launched import realise
+    from runner.merging.modules import realise
     from runner.training.checkpoints import load_weights, save_weights
 
     models, data = make()

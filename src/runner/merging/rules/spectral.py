@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -52,18 +53,28 @@ class TsvM(MatrixMerge):
 
     def combine_matrix(self, block: Block) -> Tensor:
         rank = min(block.models[0].shape)
-        keep = max(1, rank // len(block))
-        us, ss, vs = [], [], []
-        for t in range(len(block)):
-            u, s, vt = thin_svd(block.delta(t))
-            own = min(keep, int((s > s[0] * 1e-6).sum()))  # directions without content would be whitened against others
-            us.append(u[:, :own])
-            ss.append(s[:own] * block.weights[t])
-            vs.append(vt[:own])
-        if not sum(map(len, ss)):
-            return torch.zeros_like(block.models[0])
-        left, right = orthogonalise(torch.cat(us, 1)), orthogonalise(torch.cat(vs, 0))
-        return (left * torch.cat(ss)) @ right
+        return whitened_sum([leading(block.delta(t), rank // len(block)) for t in range(len(block))], block)
+
+
+Triplets = tuple[Tensor, Tensor, Tensor]
+"""U (m, r), S (r,), Vᵀ (r, n)."""
+
+
+def leading(tau: Tensor, rank: int) -> Triplets:
+    """The largest singular triplets, one at least; without directions that hold nothing."""
+    u, s, vt = thin_svd(tau)
+    own = min(max(1, rank), int((s > s[0] * 1e-6).sum()))  # empty directions would be whitened against others
+    return u[:, :own], s[:own], vt[:own]
+
+
+def whitened_sum(found: Sequence[Triplets], block: Block) -> Tensor:
+    """U⊥ Σ V⊥ᵀ of all tasks' triplets, singular values times the coefficients."""
+    if not sum(len(s) for _, s, _ in found):
+        return torch.zeros_like(block.models[0])
+    spectrum = torch.cat([s * w for (_, s, _), w in zip(found, block.weights, strict=True)])
+    left = orthogonalise(torch.cat([u for u, _, _ in found], 1))
+    right = orthogonalise(torch.cat([vt for _, _, vt in found], 0))
+    return (left * spectrum) @ right
 
 
 @dataclass(kw_only=True)

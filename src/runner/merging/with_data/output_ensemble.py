@@ -24,6 +24,8 @@ class EnsembleModule(MergedModule):
         average: "logits": raw predictions; "probabilities": after softmax, given back as logarithms.
     """
 
+    outside: ClassVar[bool] = True
+
     def __init__(self, model: nn.Module, experts: dict[str, dict[str, Tensor]], average: str) -> None:
         super().__init__()
         self.frame, self.average = frame_of(model), average

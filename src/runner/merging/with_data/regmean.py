@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from runner.merging.base import DataMerge, Merged
 from runner.merging.data import TaskData
 from runner.merging.sources import Models
 from runner.merging.with_data.common import experts_of, mean_of
+from runner.types import Group
 
 
 @dataclass(kw_only=True)
@@ -38,38 +39,48 @@ class RegMean(DataMerge):
         layers = dict(linear_layers(data.model, set(next(iter(experts.values())))))
         if not layers:
             raise UserError("merge=regmean: the backbone has no linear layers or convolutions", see="runner ls merge")
-        grams = {task: self.grams(layers, tensors, data, task) for task, tensors in experts.items()}
+        found = {
+            task: grams(layers, tensors, data, ((task, group) for group in data.passes(task, self.batch_size)))
+            for task, tensors in experts.items()
+        }
         merged = {name: mean_of(experts, name) for name in next(iter(experts.values()))}
         for name, layer in layers.items():
             matrices = [as_matrix(layer, experts[task][name]) for task in experts]
-            solved = regression_mean([grams[task][name] for task in experts], matrices, self.shrink, self.ridge)
+            solved = regression_mean([found[task][name] for task in experts], matrices, self.shrink, self.ridge)
             merged[name] = from_matrix(layer, solved, merged[name])
         return Merged(merged, report={"layers": len(layers)})
 
-    @torch.no_grad()
-    def grams(
-        self, layers: dict[str, nn.Module], tensors: dict[str, Tensor], data: TaskData, task: str
-    ) -> dict[str, Tensor]:
-        """Weight name → Gram matrix (in × in) of the layer's inputs, divided by their number, in float64."""
-        sums: dict[str, Tensor] = {}
-        rows: dict[str, int] = {}
 
-        def look(name: str, layer: nn.Module, x: Tensor) -> None:
-            x_NI = inputs_of(layer, x).double()
-            sums[name] = sums.get(name, 0) + x_NI.T @ x_NI
-            rows[name] = rows.get(name, 0) + len(x_NI)
+@torch.no_grad()
+def grams(
+    layers: Mapping[str, nn.Module], tensors: Mapping[str, Tensor], data: TaskData, groups: Iterable[tuple[str, Group]]
+) -> dict[str, Tensor]:
+    """Weight name → Gram matrix (in × in) of the layer's inputs, divided by their number, in float64.
 
-        hooks = [
-            layer.register_forward_pre_hook(lambda m, a, name=name: look(name, m, a[0]))
-            for name, layer in layers.items()
-        ]
-        try:
-            for group in data.passes(task, self.batch_size):
-                data.forward(tensors, group, [task])
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return {name: total / rows[name] for name, total in sums.items()}
+    Args:
+        layers: as `linear_layers` gives them.
+        tensors: the weights that run.
+        data: whose model runs.
+        groups: (task whose head is asked, examples).
+    """
+    sums: dict[str, Tensor] = {}
+    rows: dict[str, int] = {}
+
+    def look(name: str, layer: nn.Module, x: Tensor) -> None:
+        x_NI = inputs_of(layer, x).double()
+        sums[name] = sums.get(name, 0) + x_NI.T @ x_NI
+        rows[name] = rows.get(name, 0) + len(x_NI)
+
+    hooks = [
+        layer.register_forward_pre_hook(lambda m, a, name=name: look(name, m, a[0])) for name, layer in layers.items()
+    ]
+    try:
+        for task, group in groups:
+            data.forward(tensors, group, [task])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: total / rows[name] for name, total in sums.items()}
 
 
 def regression_mean(grams: list[Tensor], weights: list[Tensor], shrink: float, ridge: float) -> Tensor:

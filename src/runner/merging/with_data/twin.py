@@ -28,6 +28,8 @@ class TwinModule(MergedModule):
             "batch": all with the mean of the batch's router outputs, as in the paper's fastest form.
     """
 
+    outside: ClassVar[bool] = True
+
     def __init__(
         self,
         model: nn.Module,

@@ -9,6 +9,7 @@ from typing import Any
 
 from runner.reporting.delta_m import RULES
 from runner.reporting.grid import HIGHER
+from runner.reporting.merges import COLUMNS
 from runner.reporting.model import Report, Row, Table
 from runner.reporting.notes import objective, progress
 from runner.reporting.page import curves, pictures
@@ -66,6 +67,7 @@ def _table(table: Table, report: Report, runs: list[dict[str, Any]], budget: flo
         "definitions": [
             [name, HIGHER[RULES[name].better], RULES[name].words, RULES[name].source] for name in table.definitions
         ],
+        "merges": [[key, head, better] for key, (head, better, _) in COLUMNS.items()],
         "chosen": report.delta_m,
         "rows": rows,
         "rest": rest,

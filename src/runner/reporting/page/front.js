@@ -3,13 +3,16 @@ function frontPart(group) {
   const host = group.part("front"), { data, state } = group, rows = group.settings();
   const axes = [
     ...data.metrics.filter(m => m[2]).map(([task, name, better, head]) => ({ key: `${task}/${name}`, text: `${task} ${name}`, better, head })),
+    ...data.merges.map(([key, text, better]) => ({ key, text, better, head: 0 })),
     ...data.definitions.map(([name, better]) => ({ key: `Δm/${name}`, text: `Δm % ${name}`, better, head: 0 })),
     ...[["step", "ms/step"], ["memory", "peak MB"], ["parameters", "parameters"]].map(([key, text]) => ({ key, text, better: "down", head: 0 })),
   ].filter(axis => rows.some(row => row.v[axis.key] && row.v[axis.key][0] !== null));
   const heads = axes.filter(axis => axis.head);
   if (rows.length < 4 || axes.length < 2) return;
-  state.x = (heads[0] || axes[0]).key;
-  state.y = (heads[1] || axes[1]).key;
+  const named = key => axes.find(axis => axis.key === key);
+  const storage = named("merge/bytes") && named("merge/normalised");  // of merges: what accuracy costs in bytes
+  state.x = (storage ? named("merge/bytes") : heads[0] || axes[0]).key;
+  state.y = (storage || heads[1] || axes[1]).key;
   const body = el("div", { class: "wide" }), options = axes.map(axis => [axis.key, axis.text + arrow(axis.better)]);
   const redraw = () => { body.replaceChildren(); front(body, rows, axes.find(a => a.key === state.x), axes.find(a => a.key === state.y)); };
   host.append(el("div", { class: "bar" }, el("h3", {}, "Trade-off"),

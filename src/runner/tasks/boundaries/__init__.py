@@ -1,0 +1,1 @@
+"""Boundaries as the Berkeley benchmark measures them: suppression, thinning, one-to-one correspondence. No torch."""
