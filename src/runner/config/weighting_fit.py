@@ -103,6 +103,13 @@ def wrapper_fit(config: Config, report: Report) -> None:
         report.add("trainer.compile", what, "trainer.compile=false, or wrapper=none")
 
 
+def slimmable_statistics(config: Config, report: Report) -> None:
+    """Layers of several widths keep statistics of their own, which torch's synchronised BatchNorm does not know."""
+    if config["architecture"]["_target_"].endswith(".Slimmable") and config["trainer"]["sync_batchnorm"]:
+        what = "trainer.sync_batchnorm=true replaces layers that architecture=slimmable runs at several widths"
+        report.add("trainer.sync_batchnorm", what, "set it to false, and backbone.norm=group for small local batches")
+
+
 def wrapper_architecture(config: Config, report: Report) -> None:
     """A wrapper that completes one architecture goes with no other."""
     wrapper = config["wrapper"]["_target_"]
