@@ -116,6 +116,7 @@ EXPECTED = {
     "vtagml": lambda b, h: b + h + vtagml_flops(),
     "slimmable": lambda b, h: b + h,
     "base_subtask": lambda b, h: K * b + h,
+    "mtsl": lambda b, h: K * b + h,
     "home": lambda b, h: b + h + experts_flops(4, 4 + 2 * K, 4 * 3 + 4 * 16),
 }
 

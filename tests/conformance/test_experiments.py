@@ -76,6 +76,8 @@ def smallest(experiment: str, place: Path, request: pytest.FixtureRequest) -> di
         else ["backbone.pretrained=null"]
     )
     overrides += BY_MIXTURE.get(mixture, [])
+    overrides += ["wrapper=none"] if choices["wrapper"] == "sak_distill" else []  # its teachers are downloads
+    overrides += ["architecture.budgets=[0.5]"] if choices["architecture"] == "slimmable" else []
     if compose("train", overrides).config.init is not None:  # its base has another size
         overrides += ["init=null", "finetune.heads=train"]
     if mixture in WRITERS:
