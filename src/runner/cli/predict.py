@@ -23,7 +23,7 @@ sheet.png (all tasks, with legends), TASK.png (the prediction in colours) and TA
   --to DIR           a folder; results of an earlier call are replaced picture by picture
   --checkpoint NAME  best, latest, or a step; default: best
   --raw              also TASK.npy: classes, metres, probabilities (H, W) or unit vectors (3, H, W)
-  --size model       look at about as many pixels as in training; native looks at every pixel of the picture
+  --size model       look at about as many pixels as in training; native: at every pixel there is
   --device NAME      auto, cpu or cuda; default: auto
 
 examples:
