@@ -22,7 +22,7 @@ from runner.training.wrappers.base import Surroundings, Wrapper
 from runner.training.wrappers.features import by_position, only_backbone
 from runner.types import MISSING_INT, Batch, Features, Group
 from runner.weighting.base import Weighting
-from runner.weighting.engine import StepReport
+from runner.weighting.step import StepReport
 
 SMALLEST = 1e-6
 """Of a factor: a task whose loss were multiplied by 0 would have no loss to show."""
