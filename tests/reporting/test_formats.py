@@ -69,6 +69,8 @@ def test_numbers_stand_under_their_headings(found):
 
 def test_a_narrow_terminal_gets_blocks_that_fit(found):
     shown = draw(found, width=70)
+    sentences = shown.splitlines()
+    assert max(len(line) for line in sentences if line.startswith(("all runs", "  "))) <= 70
     table = shown.split("  mean ±")[0].split("\n\n", 2)[2]
     assert max(map(len, table.splitlines())) <= 70
     assert table.count("weighting    n") > 1
