@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
-InputKind = Literal["image", "text", "table"]
+InputKind = Literal["image", "text", "table", "graph"]
 TaskKind = Literal["dense", "pooled", "token"]
 
 
@@ -23,10 +23,13 @@ class InputSpec:
     Attributes:
         kind: "image": inputs["pixels"] (B, 3, H, W) float32 in [0, 1]; "text": inputs["input_ids"] and
             inputs["attention_mask"] (B, T) int64; "table": inputs["numeric"] (B, F) float32 and
-            inputs["categorical"] (B, C) int64.
+            inputs["categorical"] (B, C) int64; "graph": molecules of at most N atoms, inputs["atoms"] (B, N) int64,
+            the atomic number or 0 for none, inputs["positions"] (B, N, 3) float32, in ångström, and inputs["bonds"]
+            (B, N, N) int64, 0 none, 1 single, 2 double, 3 triple, 4 aromatic.
         size: (H, W) of training images.
         vocab_size, pad_token_id, max_length: of the tokenizer.
         num_numeric: F. cardinalities: number of values of each of the C categorical columns.
+        elements: atomic numbers that occur. num_atoms: of the largest molecule.
         learned: fingerprint of what the mixture took from its training data to make inputs (vocabulary; means and codes
             of columns): weights trained with another one read nonsense. "" where nothing is learned.
     """
@@ -38,6 +41,8 @@ class InputSpec:
     max_length: int | None = None
     num_numeric: int = 0
     cardinalities: tuple[int, ...] = ()
+    elements: tuple[int, ...] = ()
+    num_atoms: int | None = None
     learned: str = ""
 
 

@@ -21,6 +21,7 @@ SPECS = {
     "image": InputSpec("image", size=(64, 64)),
     "text": InputSpec("text", vocab_size=60, pad_token_id=0, max_length=16),
     "table": InputSpec("table", num_numeric=3, cardinalities=(4, 7)),
+    "graph": InputSpec("graph", elements=(1, 6, 8), num_atoms=6),
 }
 
 
@@ -61,6 +62,8 @@ def example(
     generator = torch.Generator().manual_seed(seed)
     if kind == "image":
         return {"pixels": torch.rand(batch, 3, *size, generator=generator)}
+    if kind == "graph":
+        return molecules(batch, generator)
     if kind == "table":
         spec = SPECS["table"]
         columns = [torch.randint(0, n, (batch,), generator=generator) for n in spec.cardinalities]
@@ -71,6 +74,19 @@ def example(
     ids = torch.randint(1, SPECS["text"].vocab_size, (batch, length), generator=generator)
     mask = (torch.arange(length) < torch.arange(length, length - batch, -1).clamp(min=2)[:, None]).long()
     return {"input_ids": ids * mask, "attention_mask": mask}
+
+
+def molecules(batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Chains of six, five, … atoms, all with a double bond at their end."""
+    most = SPECS["graph"].num_atoms
+    real = torch.arange(most) < torch.arange(most, most - batch, -1)[:, None]
+    atoms = torch.tensor([1, 6, 8])[torch.randint(0, 3, (batch, most), generator=generator)] * real
+    bonds = torch.zeros(batch, most, most, dtype=torch.int64)
+    bonds.diagonal(1, 1, 2).fill_(1)
+    bonds[:, 0, 1] = 2
+    bonds = (bonds + bonds.transpose(1, 2)) * real.unsqueeze(1) * real.unsqueeze(2)
+    positions = torch.randn(batch, most, 3, generator=generator) * real.unsqueeze(-1)
+    return {"atoms": atoms, "positions": positions, "bonds": bonds}
 
 
 def tensors(features: Features) -> list[Tensor]:

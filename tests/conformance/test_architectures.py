@@ -31,9 +31,15 @@ WORLDS = {
 }
 
 
+NARROW = 32
+"""Widest features that an option makes here; published widths of 512 and more are slow and show nothing else."""
+
+
 @pytest.fixture(params=options("architecture"), scope="module")
 def config(request):
-    return option("architecture", request.param)
+    chosen = option("architecture", request.param)
+    widths = {key: NARROW for key in ("channels", "out_channels") if (chosen.get(key) or 0) > NARROW}
+    return {**chosen, **widths}
 
 
 def fits(config, name) -> bool:
@@ -120,7 +126,7 @@ def test_heads_of_other_tasks_do_not_run(model, world):
     model(group(kind), [first])
     for hook in hooks:
         hook.remove()
-    assert ran == [first]
+    assert set(ran) == {first}  # it may run more than once, for intermediate supervision
 
 
 def test_every_parameter_is_reached_by_a_task(model, world):

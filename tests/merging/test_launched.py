@@ -15,12 +15,12 @@ from runner.config.freeze import finalize
 from runner.config.signature import signature
 from runner.errors import UserError
 from runner.exporting.folder import export
-from runner.launching import needs
+from runner.launching import needs, schedule
 from runner.launching.rundir import RunDirectory
 from runner.launching.signals import StopFlag
 from runner.merging import launched, outcome
 from runner.merging.launched import empty_result, merge_run
-from runner.merging.loading import plain_parts
+from runner.merging.loading import load_expert, plain_parts
 from runner.merging.outcome import compare_with_experts
 from runner.merging.scaling import merge_with
 from runner.tasks.classification import Classification
@@ -90,6 +90,23 @@ def test_strategies_share_their_experts_and_diagnostics_change_no_signature(base
     assert signature(one) != signature(frozen(tmp_path, f"init={base}", "merge=ties", "merging.scales=[1.0]"))
 
 
+def test_in_a_sweep_an_expert_knows_its_base(tmp_path):
+    """The base of `init.experiment` is a needed run of a needed run."""
+    words = ["tracking.console=quiet", "launch.device=cpu", *(w for w in SMALL if "." in w or w.startswith("tasks="))]
+    config = frozen(tmp_path, f"init={{experiment: demo, overrides: {json.dumps(words)}}}", "merge=average")
+    jobs = schedule.collect_needs([(None, config)], [])
+    base, *experts = jobs
+    assert [job.need.role for job in jobs] == ["base", "expert", "expert"]
+    assert all({*job.after} == {base} for job in experts) and not schedule.may_start(experts[0])
+    run = base.open()
+    assert "needs" not in run.info() and train(run, StopFlag()) == 0
+    base.end(0)
+    assert schedule.may_start(experts[0])
+    tuned = experts[0].open()
+    assert [(n["role"], n["path"]) for n in tuned.info()["needs"]] == [("base", str(run.path))]
+    assert train(tuned, StopFlag()) == 0
+
+
 SUBSETS = ["tasks=[segmentation,depth,edge]", "merging.experts={maps: [segmentation, depth]}"]
 
 
@@ -142,6 +159,13 @@ def test_an_expert_of_two_tasks_counts_once_and_serves_both(base, tmp_path):
         for name, tensor in switch.weights(expert).items():
             reach = (experts[expert][name] - weights(base, "best")[name]).abs().max()
             assert torch.allclose(tensor, experts[expert][name], atol=float(reach) / 100 + 1e-7), name
+
+
+def test_an_expert_of_another_model_is_refused(base):
+    other = plain_parts(frozen(base.parent, "tasks=[normals,edge]", "architecture.dense_head.channels=8")).model
+    with pytest.raises(UserError, match=r"the expert of edge in .* is of another model") as error:
+        load_expert(other, base, ("edge",))
+    assert "first heads.edge." in str(error.value)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
+from runner.mixtures.celeba import ATTRIBUTES
 from runner.mixtures.cityscapes import BASELINE, EVALUATED, FOCAL_LENGTH
 from tests.mixtures.miniature import expand, with_holes
 
@@ -184,6 +185,7 @@ def write_nyuv2_hub(root: Path, train: Sequence[Picture], val: Sequence[Picture]
     """The hub's parquet files, by the library that writes them there."""
     import datasets
 
+    datasets.disable_progress_bars()
     height, width = train[0].classes.shape
     features = datasets.Features(
         {
@@ -205,4 +207,31 @@ def write_nyuv2_hub(root: Path, train: Sequence[Picture], val: Sequence[Picture]
             rows["noise"].append(picture.depth[None] * 0)
         made = datasets.Dataset.from_dict(rows, features)
         made.to_parquet(str(root / "data" / f"{split}-00000-of-00001.parquet"))
+    return root
+
+
+def celeba_face(index: int) -> np.ndarray:
+    """A face of 218 × 178: rows of slowly changing colours."""
+    rng = np.random.default_rng(index)
+    return np.asarray(Image.fromarray(rng.integers(0, 255, (4, 3, 3)).astype(np.uint8)).resize((178, 218)))
+
+
+def celeba_labels(count: int) -> np.ndarray:
+    return np.random.default_rng(40).integers(0, 2, (count, 40))
+
+
+def write_celeba(root: Path, count: int, flat: bool = False) -> Path:
+    """The authors' layout, or torchvision's: two thirds train, a sixth validation, a sixth test."""
+    names = [name.title() for name in ATTRIBUTES]
+    lists = (root, root) if flat else (root / "Anno", root / "Eval")
+    images = (root if flat else root / "Img") / "img_align_celeba"
+    for folder in (*lists, images):
+        folder.mkdir(parents=True, exist_ok=True)
+    rows = [f"{count}", " ".join(names) + " "]
+    for i, labels in enumerate(celeba_labels(count)):
+        Image.fromarray(celeba_face(i)).save(images / f"{i + 1:06d}.jpg", quality=95)
+        rows.append(f"{i + 1:06d}.jpg " + " ".join(f"{2 * v - 1:2d}" for v in labels))
+    (lists[0] / "list_attr_celeba.txt").write_text("\n".join(rows) + "\n")
+    parts = [0] * (count - count // 3) + [1] * (count // 6) + [2] * (count // 3 - count // 6)
+    (lists[1] / "list_eval_partition.txt").write_text("".join(f"{i + 1:06d}.jpg {p}\n" for i, p in enumerate(parts)))
     return root

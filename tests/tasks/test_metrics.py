@@ -12,7 +12,9 @@ import torch
 from scipy import stats
 from sklearn import metrics as sk
 
+from runner.errors import UserError
 from runner.tasks import metrics as own
+from runner.tasks import variants
 from runner.tasks.normals import median_of_histogram
 from runner.tasks.token_tagging import entities, is_bio
 from tests.tasks.cases import BIO, batch, make, measured
@@ -299,3 +301,54 @@ def test_tags_that_are_not_bio_have_no_span_f1() -> None:
     assert list(task.directions) == ["accuracy", "f1"]
     assert task.headline == "accuracy"
     assert make("token_tagging").headline == "span_f1"
+
+
+VARIANTS = {
+    "segmentation": ["miou_batch", "pixel_acc_image", "miou_image_median"],
+    "human_parts": ["mean_acc_batch"],
+    "depth": ["rmse_image", "delta1_batch", "abs_err_batch_median"],
+    "normals": ["median_batch", "within_30_image", "median_image_median"],
+    "saliency": ["max_f_batch", "mae_image"],
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_are_means_and_medians_of_the_metric_of_parts(name: str) -> None:
+    task, plain = make(name, variants=VARIANTS[name]), make(name)
+    batches = [batch(task, n, seed) for seed, n in enumerate((3, 1, 2))]
+    values = measured(task, batches)
+    overall = measured(plain, batches)
+    assert set(values) == set(task.directions) == {*overall, *VARIANTS[name]}
+    assert {metric: values[metric] for metric in overall} == overall
+    images = [(p[i : i + 1], t[i : i + 1]) for p, t in batches for i in range(len(t))]
+    for variant in VARIANTS[name]:
+        metric, ending = variants.split_name(variant)
+        found = [measured(plain, [part])[metric] for part in (batches if "_batch" in ending else images)]
+        expected = np.median(found) if ending.endswith("_median") else np.mean(found)
+        assert values[variant] == pytest.approx(expected)
+        assert task.directions[variant] == task.directions[metric]
+
+
+def test_parts_without_a_label_do_not_count_in_variants() -> None:
+    task = make("depth", variants=["rmse_image"])
+    prediction, target = batch(task, 2, 0)
+    alone = measured(task, [(prediction[:1], target[:1])])["rmse_image"]
+    target[1] = torch.nan
+    assert measured(task, [(prediction, target)])["rmse_image"] == pytest.approx(alone)
+
+
+def test_unknown_variants_are_refused_together() -> None:
+    with pytest.raises(UserError) as caught:
+        make("normals", variants=["median_batc", "mean", "miou_batch"])
+    assert [p.what.split("'")[3] for p in caught.value.problems] == ["median_batc", "mean", "miou_batch"]
+    assert "median_batch" in caught.value.problems[0].hint
+
+
+def test_absent_classes_count_as_zero_where_released_code_has_it_so() -> None:
+    target = torch.tensor([[[0, 0], [1, -100]]])
+    prediction = torch.nn.functional.one_hot(torch.tensor([[[0, 1], [1, 5]]]), 10).movedim(-1, 1).float()
+    task = make("segmentation", num_classes=10, variants=["miou_all", "miou_batch"])
+    values = measured(task, [(prediction, target)])
+    assert set(values) == set(task.directions)
+    assert values["miou"] == pytest.approx(0.5)
+    assert values["miou_all"] == pytest.approx(2 * 0.5 / 10)

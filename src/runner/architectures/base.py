@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
@@ -41,6 +41,17 @@ class Architecture(nn.Module):
         weighting sees it.
         """
         return None
+
+    def study(
+        self, measure: Callable[[], Mapping[str, Mapping[str, float]]], cost: Callable[[Sequence[str]], int]
+    ) -> dict[str, Any]:
+        """More for result.json, of architectures that can be set in several ways after training; most have nothing.
+
+        Args:
+            measure: task → metric → value on the validation split, of the model as it is set at the moment.
+            cost: FLOPs of a forward pass of one example for some tasks.
+        """
+        return {}
 
     def all_backbones(self) -> list[Backbone]:
         """Every backbone, for layer-wise learning rates and summaries."""

@@ -89,6 +89,10 @@ class Decoder(Architecture):
         """
         raise NotImplementedError
 
+    def features(self, inputs: dict[str, Tensor]) -> Features:
+        """What the backbone makes of the inputs; a decoder that reads something else of it says so here."""
+        return self.backbone(inputs)
+
     @property
     def supervised(self) -> bool:
         """Whether intermediate predictions are wanted: where gradients are on. Evaluation needs the final ones only."""
@@ -99,7 +103,7 @@ class Decoder(Architecture):
     def forward(self, group: Group, tasks: Sequence[str]) -> dict[str, Prediction]:
         if not tasks:
             return {}
-        features = self.backbone(group.inputs)
+        features = self.features(group.inputs)
         asked = [name for name in tasks if name in self.dense]
         levels, between = self.decode(features, asked) if asked else ({}, {})
         predictions: dict[str, Prediction] = {}

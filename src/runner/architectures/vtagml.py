@@ -1,4 +1,4 @@
-"""VTAGML, vision transformer adapters (Bhattacharjee, Süsstrunk and Salzmann 2023, ICCV, arXiv 2308.12372, section 3)."""
+"""VTAGML, vision transformer adapters (Bhattacharjee, Süsstrunk and Salzmann 2023, arXiv 2308.12372, section 3)."""
 
 from __future__ import annotations
 

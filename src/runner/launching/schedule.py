@@ -72,6 +72,9 @@ class NeededJob(Job):
         if run is None:
             run = RunDirectory.claim(self.config, "train", self.argv, **self.more)
         self.path = run.path
+        own = needed.needs(self.need.config)  # the base that an expert is tuned from, the round before a round
+        if own:
+            run.update(needs=[need.entry(needed.find(need)) for need in own])
         return run
 
     def end(self, code: int, message: str = "") -> None:

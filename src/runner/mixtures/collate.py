@@ -16,14 +16,17 @@ if TYPE_CHECKING:
     from runner.mixtures.base import Example
 
 _PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids")
+_PER_ATOM = {"atoms": 1, "positions": 1, "bonds": 2}
+"""Input → how many of its dimensions count atoms."""
 
 
 def collate(name: str, examples: Sequence[Example], pad_token_id: int | None = None) -> Group:
     """Stack examples of one data set.
 
     Texts are padded to the longest of them, rounded up to a multiple of 8: `input_ids` with `pad_token_id`, the other
-    inputs of one number per token with 0, and targets of one integer per token with -100. A target that only some
-    examples have is filled with -100 (integers) or NaN (floats) for the others; one that none has is left out.
+    inputs of one number per token with 0, and targets of one integer per token with -100. Molecules are padded with 0
+    to the largest of them. A target that only some examples have is filled with -100 (integers) or NaN (floats) for the
+    others; one that none has is left out.
 
     Args:
         name: the data set's name.
@@ -47,6 +50,8 @@ def collate(name: str, examples: Sequence[Example], pad_token_id: int | None = N
         if width and key in _PER_TOKEN:
             fill = (pad_token_id or 0) if key == "input_ids" else 0
             arrays = [_pad(array, width, fill) for array in arrays]
+        elif key in _PER_ATOM:
+            arrays = _pad_atoms(arrays, _PER_ATOM[key])
         inputs[key] = _stack(arrays, name, f"input '{key}'", ids)
     targets = {}
     for task in dict.fromkeys(task for example in examples for task in example.targets):
@@ -65,6 +70,14 @@ def _pad(array: np.ndarray, width: int, fill: int) -> np.ndarray:
     padded = np.full(width, fill, dtype=np.int64)
     padded[: len(array)] = array
     return padded
+
+
+def _pad_atoms(arrays: Sequence[np.ndarray], dimensions: int) -> list[np.ndarray]:
+    """Arrays whose first dimensions are those of the largest, filled with 0."""
+    most = max(len(array) for array in arrays)
+    return [
+        np.pad(array, [(0, most - len(array))] * dimensions + [(0, 0)] * (array.ndim - dimensions)) for array in arrays
+    ]
 
 
 def _stack(arrays: Sequence[np.ndarray], name: str, what: str, ids: Sequence[str]) -> Tensor:

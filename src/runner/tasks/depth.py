@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from runner.errors import UserError
+from runner.legend import Legend
 from runner.tasks.base import Elementwise, count, down, same_shape, up, where_labelled
-from runner.tasks.colours import range_to_rgb
+from runner.tasks.colours import error_legend, error_to_rgb, range_legend, range_to_rgb
 from runner.tasks.metrics import Metrics
+from runner.tasks.variants import metrics_with_variants, with_variants
 
 NEAREST = 1e-3
 """Smallest predicted depth in metres where a logarithm or a ratio is taken, and smallest inverse depth in 1/m."""
@@ -39,7 +41,7 @@ class Depth(Elementwise):
     Args:
         loss, space: see above.
         render_range: nearest and farthest depth of pictures, metres.
-        headline, head: see `Task`.
+        headline, head: see `Task`. variants: see `runner.tasks.variants`.
     """
 
     kind = "dense"
@@ -53,13 +55,16 @@ class Depth(Elementwise):
         space: Literal["metres", "log", "inverse"] = "metres",
         render_range: Sequence[float] = (0.0, 10.0),
         headline: Literal["abs_err", "rel_err", "rmse", "rmse_log", "delta1", "delta2", "delta3", "loss"] = "rmse",
+        variants: Sequence[str] = (),
         head: Mapping[str, Any] | None = None,
     ) -> None:
         directions = down("abs_err", "rel_err", "rmse", "rmse_log") | up("delta1", "delta2", "delta3")
+        directions = with_variants(name, directions, variants)
         super().__init__(name, out_channels=1, directions=directions, headline=headline, head=head)
         if loss == "silog" and space != "log":
             raise UserError(f"task '{name}': loss 'silog' compares logarithms", "set space: log, or loss: l1")
         self.loss = loss
+        self.variants = tuple(variants)
         self.space = space
         self.low, self.high = checked_range(name, render_range)
 
@@ -85,7 +90,8 @@ class Depth(Elementwise):
         return has_depth(target)
 
     def metrics(self) -> Metrics:
-        return Metrics({"sums": (7,), "pixels": ()}, self._observe, self._summarise)
+        sums = {"sums": (7,), "pixels": ()}
+        return metrics_with_variants(sums, self._observe, self._summarise, self.variants)
 
     def _observe(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
         same_shape(self, prediction, target)
@@ -121,6 +127,24 @@ class Depth(Elementwise):
         depth = torch.from_numpy(np.ascontiguousarray(value[0])).double()
         depth = self.metres(depth) if is_prediction else torch.where(has_depth(depth), depth, torch.nan)
         return range_to_rgb(depth.numpy(), self.low, self.high)
+
+    def values(self, prediction: np.ndarray) -> np.ndarray:
+        return self.metres(torch.from_numpy(np.ascontiguousarray(prediction[0])).double()).float().numpy()
+
+    def legend(self, values: Sequence[np.ndarray] = ()) -> Legend:
+        return range_legend(self.low, self.high, " m")
+
+    def error(self, prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
+        true = np.where((target[0] > 0) & np.isfinite(target[0]), target[0], np.nan)
+        return error_to_rgb(np.abs(self.values(prediction) - true), self.worst)
+
+    def error_legend(self) -> Legend:
+        return error_legend(self.worst, " m")
+
+    @property
+    def worst(self) -> float:
+        """The error in metres from which on pictures of errors do not get brighter: a fifth of the range."""
+        return (self.high - self.low) / 5
 
 
 def has_depth(target: Tensor) -> Tensor:

@@ -137,13 +137,17 @@ def mean_recall(counts: Tensor) -> Tensor:
     return (counts[0] / counts[2])[counts[2] > 0].mean()
 
 
-def mean_iou(counts: Tensor) -> Tensor:
-    """Intersection over union averaged over classes, over one global count of elements.
+def mean_iou(counts: Tensor, absent: float | None = None) -> Tensor:
+    """Intersection over union averaged over classes, over one global count of elements; NaN of no elements.
 
-    Classes that occur neither in the predictions nor in the targets are left out of the mean.
+    Args:
+        counts: from `class_counts`.
+        absent: what a class counts as that occurs neither in the predictions nor in the targets; None leaves it out.
     """
     union = counts[1] + counts[2] - counts[0]
-    return (counts[0] / union)[union > 0].mean()
+    if absent is None or not (union > 0).any():
+        return (counts[0] / union)[union > 0].mean()
+    return torch.where(union > 0, counts[0] / union.clamp_min(1), absent).mean()
 
 
 def mean_f1(counts: Tensor) -> Tensor:

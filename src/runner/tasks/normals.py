@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from runner.legend import Legend
 from runner.tasks.base import Elementwise, count, down, same_shape, up, where_labelled
-from runner.tasks.colours import directions_to_rgb
+from runner.tasks.colours import DIRECTIONS, directions_to_rgb, error_legend, error_to_rgb
 from runner.tasks.metrics import Metrics
+from runner.tasks.variants import metrics_with_variants, with_variants
+
+WORST = 60.0
+"""Degrees from which on pictures of errors do not get brighter."""
 
 SHARES = (11.25, 22.5, 30.0)
 BIN = 0.01
@@ -25,12 +30,12 @@ class Normals(Elementwise):
     A pixel is labelled where all three components are known and not all 0. loss_sum over labelled pixels: "cosine"
     1 - ⟨n, t⟩; "l1" Σ_c |n_c - t_c| (InvPT, ATRC). loss_count: labelled pixels.
 
-    Metrics, degrees: `mean`, `median` (over all pixels, from a histogram, exact to 0.01°; some code bases report the
-    mean of batch medians instead); shares in 0…1: `within_11.25`, `within_22.5`, `within_30`.
+    Metrics, degrees: `mean`, `median` (over all pixels, from a histogram, exact to 0.01°; `median_batch` among the
+    variants is the mean of batch medians that some report); shares in 0…1: `within_11.25`, `within_22.5`, `within_30`.
 
     Args:
         loss: see above.
-        headline, head: see `Task`.
+        headline, head: see `Task`. variants: see `runner.tasks.variants`.
     """
 
     kind = "dense"
@@ -42,11 +47,14 @@ class Normals(Elementwise):
         *,
         loss: Literal["cosine", "l1"] = "cosine",
         headline: Literal["mean", "median", "within_11.25", "within_22.5", "within_30", "loss"] = "mean",
+        variants: Sequence[str] = (),
         head: Mapping[str, Any] | None = None,
     ) -> None:
         directions = down("mean", "median") | up(*(f"within_{limit:g}" for limit in SHARES))
+        directions = with_variants(name, directions, variants)
         super().__init__(name, out_channels=3, directions=directions, headline=headline, head=head)
         self.loss = loss
+        self.variants = tuple(variants)
 
     def element_losses(self, prediction: Tensor, target: Tensor) -> Tensor:
         same_shape(self, prediction, target)
@@ -61,7 +69,7 @@ class Normals(Elementwise):
 
     def metrics(self) -> Metrics:
         sums = {"angle": (), "within": (len(SHARES),), "histogram": (BINS,), "pixels": ()}
-        return Metrics(sums, self._observe, self._summarise)
+        return metrics_with_variants(sums, self._observe, self._summarise, self.variants)
 
     def _observe(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
         same_shape(self, prediction, target)
@@ -88,6 +96,21 @@ class Normals(Elementwise):
         if is_prediction:
             value = unit(torch.from_numpy(np.ascontiguousarray(value)).float()[None])[0].numpy()
         return directions_to_rgb(value)
+
+    def values(self, prediction: np.ndarray) -> np.ndarray:
+        return unit(torch.from_numpy(np.ascontiguousarray(prediction)).float()[None])[0].numpy()
+
+    def legend(self, values: Sequence[np.ndarray] = ()) -> Legend:
+        return DIRECTIONS
+
+    def error(self, prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
+        known = np.square(target).sum(0) > 0
+        true = unit(torch.from_numpy(np.where(known, target, 0.0)).float()[None])
+        found = angles(torch.from_numpy(self.values(prediction))[None], true)[0].numpy()
+        return error_to_rgb(np.where(known, found, np.nan), WORST)
+
+    def error_legend(self) -> Legend:
+        return error_legend(WORST, "°")
 
 
 def has_normal(target: Tensor) -> Tensor:

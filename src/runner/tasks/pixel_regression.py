@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from runner.tasks.base import Task, count, down, labelled_sum, same_shape
-from runner.tasks.colours import grey_to_rgb
+from runner.legend import Legend
+from runner.tasks.base import Elementwise, count, down, same_shape, where_labelled
+from runner.tasks.colours import error_legend, error_to_rgb, grey_legend, grey_to_rgb
 from runner.tasks.depth import checked_range
 from runner.tasks.metrics import Metrics
 
 
-class PixelRegression(Task):
+class PixelRegression(Elementwise):
     """A number per pixel, such as Taskonomy's keypoint and edge maps, which are regressed and not classified.
 
     loss_sum sums |x - t| (l1) or (x - t)² (l2) over labelled pixels, loss_count counts them. Metrics over all pixels of
@@ -44,15 +45,15 @@ class PixelRegression(Task):
         self.loss = loss
         self.low, self.high = checked_range(name, render_range)
 
-    def loss_sum(self, prediction: Tensor, target: Tensor) -> Tensor:
+    def element_losses(self, prediction: Tensor, target: Tensor) -> Tensor:
         same_shape(self, prediction, target)
         labelled = ~target.isnan()
         wanted = torch.where(labelled, target, 0.0).float()
         function = {"l1": F.l1_loss, "l2": F.mse_loss}[self.loss]
-        return labelled_sum(function(prediction.float(), wanted, reduction="none"), labelled)
+        return where_labelled(function(prediction.float(), wanted, reduction="none"), labelled)
 
-    def loss_count(self, target: Tensor) -> Tensor:
-        return count(~target.isnan())
+    def element_counts(self, target: Tensor) -> Tensor:
+        return ~target.isnan()
 
     def metrics(self) -> Metrics:
         return Metrics({"sums": (2,), "pixels": ()}, self._observe, self._summarise)
@@ -69,3 +70,15 @@ class PixelRegression(Task):
 
     def render(self, value: np.ndarray, is_prediction: bool) -> np.ndarray:
         return grey_to_rgb((value[0] - self.low) / (self.high - self.low))
+
+    def values(self, prediction: np.ndarray) -> np.ndarray:
+        return prediction[0].astype(np.float32)
+
+    def legend(self, values: Sequence[np.ndarray] = ()) -> Legend:
+        return grey_legend(f"{self.low:g}", f"{self.high:g}")
+
+    def error(self, prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
+        return error_to_rgb(np.abs(prediction[0] - target[0]), self.high - self.low)
+
+    def error_legend(self) -> Legend:
+        return error_legend(self.high - self.low, "")

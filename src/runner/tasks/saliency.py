@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from runner.config.kinds import Fraction, PositiveFloat
+from runner.legend import Legend
 from runner.tasks.base import Elementwise, count, down, up
 from runner.tasks.binary_maps import THRESHOLDS, f_scores, probability, threshold_counts, weighted_bce
-from runner.tasks.colours import grey_to_rgb
+from runner.tasks.colours import error_legend, error_to_rgb, grey_legend, grey_to_rgb
 from runner.tasks.metrics import Metrics
+from runner.tasks.variants import metrics_with_variants, with_variants
 
 
 class Saliency(Elementwise):
@@ -26,7 +28,7 @@ class Saliency(Elementwise):
     Args:
         positive_weight: weight of salient pixels, 1 - it of the others; null balances every image by itself.
         beta_squared: β² of the F-measure; 0.3 weighs precision more, as usual for saliency.
-        headline, head: see `Task`.
+        headline, head: see `Task`. variants: see `runner.tasks.variants`.
     """
 
     kind = "dense"
@@ -39,10 +41,13 @@ class Saliency(Elementwise):
         positive_weight: Fraction | None = None,
         beta_squared: PositiveFloat = 0.3,
         headline: Literal["max_f", "mae", "loss"] = "max_f",
+        variants: Sequence[str] = (),
         head: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(name, out_channels=1, directions=up("max_f") | down("mae"), headline=headline, head=head)
+        directions = with_variants(name, up("max_f") | down("mae"), variants)
+        super().__init__(name, out_channels=1, directions=directions, headline=headline, head=head)
         self.positive_weight = positive_weight
+        self.variants = tuple(variants)
         self.beta_squared = beta_squared
 
     def element_losses(self, prediction: Tensor, target: Tensor) -> Tensor:
@@ -53,7 +58,7 @@ class Saliency(Elementwise):
 
     def metrics(self) -> Metrics:
         sums = {"thresholds": (3, len(THRESHOLDS)), "error": (), "pixels": ()}
-        return Metrics(sums, self._observe, self._summarise)
+        return metrics_with_variants(sums, self._observe, self._summarise, self.variants)
 
     def _observe(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
         labelled = ~target.isnan()
@@ -70,3 +75,15 @@ class Saliency(Elementwise):
 
     def render(self, value: np.ndarray, is_prediction: bool) -> np.ndarray:
         return grey_to_rgb(probability(value, is_prediction))
+
+    def values(self, prediction: np.ndarray) -> np.ndarray:
+        return probability(prediction, True).astype(np.float32)
+
+    def legend(self, values: Sequence[np.ndarray] = ()) -> Legend:
+        return grey_legend("background", "salient")
+
+    def error(self, prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
+        return error_to_rgb(np.abs(self.values(prediction) - target[0]), 1.0)
+
+    def error_legend(self) -> Legend:
+        return error_legend(1.0, "")

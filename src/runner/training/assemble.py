@@ -52,7 +52,7 @@ def assemble(config: Mapping[str, Any], data_root: str | None = None, must_have_
     seed_everything(config["seed"])
     mixture: Mixture = build(config["mixture"], data_root or config["data_root"], where="mixture")
     problems = mixture.check()
-    if problems and (must_have_data or mixture.input_kind != "image"):
+    if problems and (must_have_data or mixture.input_kind not in ("image", "graph")):
         raise UserError(problems)
     inputs = mixture.setup(config["backbone"].get("pretrained"))
     tasks = {
@@ -100,10 +100,21 @@ def probe_group(inputs: InputSpec) -> Group:
     elif inputs.kind == "text":
         ids = torch.randint(inputs.vocab_size or 1, (1, min(inputs.max_length or 16, 128)), generator=generator)
         tensors = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    elif inputs.kind == "graph":
+        tensors = _probe_molecule(inputs.elements, inputs.num_atoms or 8, generator)
     else:
         codes = torch.zeros(1, len(inputs.cardinalities), dtype=torch.int64)
         tensors = {"numeric": torch.rand(1, inputs.num_numeric, generator=generator), "categorical": codes}
     return Group("probe", tensors)
+
+
+def _probe_molecule(elements: tuple[int, ...], atoms: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """A chain of atoms at random places."""
+    kinds = torch.tensor(elements or (6,))[torch.randint(len(elements) or 1, (1, atoms), generator=generator)]
+    bonds = torch.zeros(1, atoms, atoms, dtype=torch.int64)
+    bonds[0].diagonal(1).fill_(1)
+    positions = 3 * torch.randn(1, atoms, 3, generator=generator)
+    return {"atoms": kinds, "positions": positions, "bonds": bonds + bonds.transpose(1, 2)}
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:

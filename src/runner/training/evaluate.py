@@ -59,6 +59,7 @@ def evaluate(
                 world_size=world_size,
                 num_workers=num_workers,
                 pad_token_id=inputs.pad_token_id,
+                device=device,
             ):
                 on_device = group.to(device)
                 with autocast():

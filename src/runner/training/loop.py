@@ -176,6 +176,7 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
         pad_token_id=parts.inputs.pad_token_id,
         pin_memory=device.type == "cuda",
         start=stream_state,
+        device=device,
     )
 
     look_ahead = LookAhead.of(weighting, config, forward, model, engine, processes, accumulation, parts, loaded)

@@ -9,14 +9,16 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from runner.config.schema import TrainerConfig
 from runner.files import write_json
 from runner.launching.rundir import RunDirectory
 from runner.tracking import Tracker
-from runner.training.assemble import Parts
+from runner.training.assemble import Parts, probe_group
 from runner.training.comparison import compare
-from runner.training.evaluate import evaluate_parts
+from runner.training.cost import forward_cost
+from runner.training.evaluate import Results, evaluate_parts
 from runner.training.processes import Processes
 from runner.training.selection import Selection
 from runner.weighting.base import MODES, Weighting
@@ -51,6 +53,7 @@ def write_result(
         if tracker is not None:
             tracker.scalars(steps, split, results)
             tracker.panels(steps, split, panels)
+    studied = _study(model, parts, settings, processes)
     memory = peak_memory_mb(processes.device)
     result = {
         "status": "COMPLETED",
@@ -76,11 +79,23 @@ def write_result(
     }
     if run.config().get("reference"):
         result["reference"] = run.config()["reference"]
+    result |= studied
     result |= compare(run.config(), run.info().get("needs", []), results, parts.tasks, split)
     if tracker is not None:
         write_json(run.path / "result.json", result)
         tracker.table(result, parts.tasks)
     return result
+
+
+def _study(model: nn.Module, parts: Parts, settings: TrainerConfig, processes: Processes) -> dict[str, Any]:
+    """What the architecture itself finds out about its best weights, on the validation split."""
+    plain: Any = model.module if isinstance(model, AveragedModel) else model
+
+    def measure() -> Results:
+        return evaluate_parts(plain, parts.mixture.datasets("validation"), parts, processes, settings, panels=0)[0]
+
+    probe = probe_group(parts.inputs).to(processes.device)
+    return plain.study(measure, lambda tasks: forward_cost(plain, probe, tasks).flops)
 
 
 def approximations(weighting: Weighting) -> list[str]:

@@ -119,7 +119,9 @@ class World:
             torch.manual_seed(0)
             self.net = Net(tasks, **net)
         self.weighting = build(weighting, tasks)
-        self.wrapper = (build(wrapper, self.weighting) or Wrapper(self.weighting)).to(CPU)  # as the loop does
+        self.wrapper = build(wrapper, self.weighting) or Wrapper(self.weighting)  # as the loop does
+        self.wrapper.prepare(self.net, tasks, InputSpec("table", num_numeric=5))
+        self.wrapper.to(CPU)
         forward = self.wrapper.losses(Forward(self.net, tasks, CPU, nullcontext))
         parameters = list(self.net.parameters())
         self.net.eval()

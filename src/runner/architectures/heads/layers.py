@@ -27,12 +27,13 @@ def conv_block(before: int, after: int, kernel: int, norm: Norm, dilation: int =
     return nn.Sequential(convolution, normalisation(norm, after), nn.ReLU(inplace=True))
 
 
-def average_bins(x_BCHW: Tensor, bins: int) -> Tensor:
-    """(B, C, H, W) → (B, C, bins, bins) means, as `adaptive_avg_pool2d` but as two matrix products.
+def average_bins(x_BCHW: Tensor, bins: int, columns: int | None = None) -> Tensor:
+    """(B, C, H, W) → (B, C, bins, columns or bins) means, as `adaptive_avg_pool2d` but as two matrix products.
 
     Those have a deterministic backward pass on GPUs, which adaptive pooling has not.
     """
-    height, width = (_bin_matrix(bins, side, x_BCHW) for side in x_BCHW.shape[-2:])
+    counts = (bins, bins if columns is None else columns)
+    height, width = (_bin_matrix(count, side, x_BCHW) for count, side in zip(counts, x_BCHW.shape[-2:], strict=True))
     return height @ x_BCHW @ width.T
 
 

@@ -22,12 +22,12 @@ class SAKDistill(AddedLoss):
     """α Σ_m Σ_l [β (1 - cos(f_l^m, h_l^m)) + (1 - β) smoothL1(f_l^m, h_l^m)] beside the tasks' losses.
 
     f_l^m are the maps of path m of `architecture=sak` at its depths l, h_l^m those of teacher m at the same parts of
-    its depth (arXiv 2410.14633, section 3.3; α, β and the cosine over an image's features as in the released code).
-    Maps of different sizes are compared at the larger one. Where a teacher is wider or narrower than the path, a 1×1
-    convolution stands between them, which training keeps and the model does not.
+    its depth (arXiv 2410.14633, section 3.3; α, β and the cosine over all of an image's features as in the released
+    code). Maps of different sizes are compared at the larger one. Where a teacher is wider or narrower than the path,
+    a 1×1 convolution stands between them, which training keeps and the model does not.
 
     The paper distils on ImageNet first and then trains tasks and distillation together. `alone` is a first stage on the
-    run's own images (ours); a stem and paths from elsewhere come with `init`.
+    run's own images (ours); a stem from elsewhere comes with `init` or `backbone.pretrained`.
 
     Args:
         teachers: path → hub id or folder of any image encoder of transformers; null drops one.

@@ -1,4 +1,4 @@
-"""Affinities of tasks from the cosines of their gradients, kept in `architecture=vtagml` (Bhattacharjee et al. 2023)."""
+"""Affinities of tasks from the cosines of their gradients, for `architecture=vtagml` (Bhattacharjee et al. 2023)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from runner.weighting.engine import StepReport
 class TaskAffinity(Wrapper):
     """G_ts ← m G_ts + (1 - m) cos(∇L_t, ∇L_s), over the parameters that both tasks share, every few steps.
 
-    G is the buffer `affinity` of `architecture=vtagml`, whose attention among tasks it biases (arXiv 2308.12372, section
-    3.1); it is saved with the model. The gradients are those of the whole step, and the step itself is the weighting's
-    alone. Pairs of which one has no label in a step keep their value. The paper does not say how often affinities are
-    taken nor how they are averaged: `every` and `momentum` are ours.
+    G is the buffer `affinity` of `architecture=vtagml`, whose attention among tasks it biases (arXiv 2308.12372,
+    section 3.1); it is saved with the model. The gradients are those of the whole step, and the step itself is the
+    weighting's alone. Pairs of which one has no label in a step keep their value. How often affinities are taken and
+    how they are averaged, `every` and `momentum`, is ours.
 
     Args:
         every: steps between two measurements.
