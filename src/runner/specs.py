@@ -29,9 +29,9 @@ class InputSpec:
         size: (H, W) of training images.
         vocab_size, pad_token_id, max_length: of the tokenizer.
         num_numeric: F. cardinalities: number of values of each of the C categorical columns.
+        elements: atomic numbers that occur. num_atoms: of the largest molecule.
         learned: fingerprint of what the mixture took from its training data to make inputs (vocabulary; means and codes
             of columns): weights trained with another one read nonsense. "" where nothing is learned.
-        elements: atomic numbers that occur. num_atoms: of the largest molecule.
     """
 
     kind: InputKind
@@ -41,9 +41,9 @@ class InputSpec:
     max_length: int | None = None
     num_numeric: int = 0
     cardinalities: tuple[int, ...] = ()
-    learned: str = ""
     elements: tuple[int, ...] = ()
     num_atoms: int | None = None
+    learned: str = ""
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,25 @@ def experts_flops(first, second, gates):
     return first * lower + second * upper + gates * 2 * 128 + narrow
 
 
+def sak_flops():
+    """Three paths of an adapter and what carries over per stage; a router per task and stage."""
+    total = 0
+    for i, (w, c) in enumerate(zip(WIDTHS, CELLS, strict=True)):
+        total += 3 * 2 * conv(w, w // 4, 1, c) + K * (conv(w, w // 2, 1, c) + conv(w // 2, 8, 1, c))
+        total += 3 * conv(WIDTHS[i - 1], w, 1, c) if i else 0
+    return total
+
+
+def vtagml_flops():
+    """Per task and stage: down, queries, keys and values, up, what carries over; attention among the tasks."""
+    total = 0
+    for i, (w, c) in enumerate(zip(WIDTHS, CELLS, strict=True)):
+        r = w // 3
+        total += K * (2 * conv(w, r, 1, c) + conv(r, 3 * r, 1, c) + 2 * conv(K, r, 1, c))
+        total += K * conv(WIDTHS[i - 1], w, 1, c) if i else 0
+    return total
+
+
 NDDR = K * sum(conv(K * w, w, 1, c) for w, c in zip(WIDTHS, CELLS, strict=True))
 EXPERTS = ("mmoe", "cgc", "ple", "dselect_k", "adatt", "home")
 EXPECTED = {
@@ -93,6 +112,11 @@ EXPECTED = {
     "ple": lambda b, h: b + h + experts_flops(2 + 2 * K, 2 + 2 * K, K * 4 + 2 + 2 * K),
     "dselect_k": lambda b, h: b + h + experts_flops(8, 0, K * (2 * 3 + 2)),
     "adatt": lambda b, h: b + h + experts_flops(1 + 2 * K, 1 + 2 * K, (K + 1) * (1 + 2 * K)),
+    "sak": lambda b, h: b + h + sak_flops(),
+    "vtagml": lambda b, h: b + h + vtagml_flops(),
+    "slimmable": lambda b, h: b + h,
+    "base_subtask": lambda b, h: K * b + h,
+    "mtsl": lambda b, h: K * b + h,
     "home": lambda b, h: b + h + experts_flops(4, 4 + 2 * K, 4 * 3 + 4 * 16),
 }
 
@@ -148,7 +172,10 @@ def test_words():
     assert [in_words(x) for x in (12, 1234, 2.5e9, 7e15)] == ["12 FLOP", "1.23 KFLOP", "2.5 GFLOP", "7 PFLOP"]
 
 
-@pytest.mark.parametrize("name", [n for n in EXPECTED if n != "hard_sharing"])
+DECODERS = ("mtmamba", "mtmamba_pp", "task_prompter", "task_expert", "atrc", "medusa")
+
+
+@pytest.mark.parametrize("name", [n for n in (*EXPECTED, *DECODERS) if n != "hard_sharing"])
 def test_the_cost_line_of_the_option_is_true(name):
     """Three dense tasks with the default head on ResNet-50 at 288 × 384, against hard sharing; nothing is computed."""
     [note] = [o.notes["cost"] for o in paths.options("architecture") if o.name == name]

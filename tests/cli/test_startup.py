@@ -77,6 +77,9 @@ def modules_after(*arguments: str) -> set[str]:
         (["export", "nowhere", "--to", "ex"], False),
         (["predict", "nowhere", "--image", "data", "--to", "ex"], False),
         (["rerun", "nowhere"], False),
+        (["data", "list"], False),
+        (["data", "verify", "nyud"], False),
+        (["data", "prepare", "cityscapes", "--root", "sets"], False),
     ],
 )
 def test_no_torch_and_no_hydra_before_it_is_needed(arguments, hydra):

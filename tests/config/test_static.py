@@ -47,6 +47,18 @@ def test_all_problems_at_once(toy):
     assert found[4].startswith("error: unknown key 'part.shar'\n  did you mean 'part.share'?   valid: ")
 
 
+def test_keys_of_nothing_are_refused():
+    """`wrapper.rho=2` with `wrapper=none` would be accepted and ignored."""
+    report = Report()
+    check_component("wrapper", {"_target_": None, "rho": 2, "adaptive": True}, report, optional=True)
+    ((key, problem),) = report.found
+    assert key == "wrapper.rho"
+    assert str(problem) == (
+        "error: no effect of 'wrapper.rho', 'wrapper.adaptive' without an option of 'wrapper', which is none\n"
+        "  choose the option that the key belongs to: wrapper=OPTION\n  see: runner ls wrapper"
+    )
+
+
 def test_components_in_lists_are_checked(toy):
     found = problems(
         {"_target_": f"{toy}.Everything", "whole": 1, "strange": [{"_target_": f"{toy}.function", "stepz": 1}]}

@@ -90,6 +90,8 @@ def test_gradients_reach_every_parameter_whatever_the_tasks(config, kind):
     serves = set(backbone(config).serves)
     for kinds in [kinds for kinds in SUBSETS[kind] if serves.issuperset(kinds)]:
         net = backbone(config)
+        if not set(kinds) <= set(net.serves):
+            continue
         net.restrict(kinds)
         features = net(example(kind))
         assert (features.pyramid is not None) == ("dense" in kinds)

@@ -1,4 +1,7 @@
-"""Against a real Slurm, such as the one of `scripts/slurm_local.sh start`; run with `pytest -m slurm`."""
+"""Against a real Slurm, such as the one of `scripts/slurm_local.sh start`; run with `pytest -m slurm`.
+
+With `SLURM_LOCAL_NODES=2` it has two nodes, and what needs them is tested too.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ def _slurm() -> None:
 
 def queue(*ids: str) -> list[str]:
     done = subprocess.run(["squeue", "-h", "-r", "-o", "%F %K %T"], capture_output=True, text=True, check=False)
-    return [line for line in done.stdout.splitlines() if line.split()[0] in ids]
+    return [line for line in done.stdout.splitlines() if not ids or line.split()[0] in ids]
 
 
 def until(condition, timeout: float = 240) -> None:
@@ -113,4 +116,67 @@ def test_the_plain_script_goes_on_after_a_requeue(tmp_path):
     until(lambda: not queue(job))
     assert info(run)["status"] == "COMPLETED" and len(info(run)["attempts"]) == 2
     calm = train(tmp_path / "calm", "+experiment=demo", *tiny, "seed=0")
+    same_bits(calm, run)
+
+
+def test_a_search_goes_on_after_its_front_end_was_killed_and_in_a_job_of_its_own(tmp_path):
+    """Two trials: killed in the first, gone on with by a driver in Slurm; the same numbers as on this machine."""
+    lines = [*TINY, "trainer.max_steps=24", "tasks=[depth]", "optimizer.lr=1e-3,1e-4", "name=found"]
+    lines += ["tune.sampler=grid", "tune.objective=depth", "launch.device=cpu"]
+    queued = [*lines, *SLURM, "launch.slurm.max_parallel=1", f"tune.dir={tmp_path / 'queued'}"]
+    here, there = tmp_path / "here", tmp_path / "queued"
+    command = [sys.executable, "-m", "runner", "tune", *queued]
+    front = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    until(lambda: list(there.glob("jobs/*/metrics.jsonl")) or front.poll() is not None)
+    assert front.poll() is None, front.communicate()[0]
+    (element,) = [line for line in queue() if line.endswith("RUNNING")]
+    subprocess.run(["scancel", "--signal=USR2", "_".join(element.split()[:2])], check=True)  # as before a time limit
+    front.kill()
+    front.communicate()
+    (there / "slurm.json").unlink()  # as if it had been killed before it could note what it submitted
+    done = runner("tune", *queued, "tune.driver=slurm")
+    assert done.returncode == 0 and "submitted its driver" in done.stdout, done.stdout + done.stderr
+    shown = runner("status", str(there)).stdout
+    assert "search queued" in shown and "driver" in shown
+    assert runner("tune", *lines, f"tune.dir={here}").returncode == 0  # meanwhile
+    until(lambda: not queue())
+    one, two = (json.loads((place / "tune.json").read_text())["trials"] for place in (here, there))
+    log = next(there.glob("slurm/driver-*.log")).read_text()
+    assert [t["values"] for t in one] == [t["values"] for t in two], log
+    assert [t["state"] for t in two] == ["COMPLETE"] * 2 and "the best, trial" in log
+    arrays = [entry["numbers"] for entry in json.loads((there / "slurm.json").read_text())]
+    assert [n for numbers in arrays for n in numbers] == [
+        1
+    ]  # the first trial was found in the queue, not submitted again
+    for number, trial in enumerate(two):
+        assert len(info(there / trial["directory"])["attempts"]) == 2 - number
+        same_bits(here / one[number]["directory"], there / trial["directory"])
+
+
+def test_cancel_stops_a_search_with_its_driver(tmp_path):
+    lines = [*TINY, *SLURM, "tasks=[depth]", "trainer.max_steps=4000", "optimizer.lr=1e-3,1e-4,1e-5", "name=found"]
+    lines += ["tune.sampler=grid", "tune.objective=depth", "tune.driver=slurm", f"tune.dir={tmp_path / 's'}"]
+    assert runner("tune", *lines).returncode == 0
+    until(lambda: any(line.split()[1] == "0" for line in queue()))
+    done = runner("cancel", str(tmp_path / "s"))
+    assert done.returncode == 0 and "cancelled the driver of the search" in done.stdout
+    until(lambda: not queue())
+    trials = json.loads((tmp_path / "s" / "tune.json").read_text())["trials"]
+    assert {t["state"] for t in trials} == {"RUNNING"}
+    assert "runner resume" in runner("status", str(tmp_path / "s")).stdout
+
+
+def test_two_nodes_train_one_run_and_go_on_together(tmp_path):
+    done = subprocess.run(["sinfo", "-h", "-N", "-o", "%N"], capture_output=True, text=True, check=True)
+    if len(done.stdout.split()) < 2:
+        pytest.skip("there is one node: SLURM_LOCAL_NODES=2 scripts/slurm_local.sh restart")
+    steps = ["trainer.max_steps=60", "launch.num_processes=2", "tasks=[segmentation,depth]"]
+    sweep, job = submit(tmp_path / "queued", *steps, "launch.slurm.nodes=2")
+    (run,) = (sweep / "jobs" / path.stem for path in sweep.glob("configs/000-*"))
+    until(lambda: (run / "metrics.jsonl").exists() and len(rows(run)) > 20)
+    subprocess.run(["scancel", "--signal=USR2", f"{job}_0"], check=True)
+    calm = train(tmp_path / "calm", *TINY, *steps)
+    until(lambda: not queue(job))
+    assert info(run)["status"] == "COMPLETED", next(sweep.glob("slurm/*.log")).read_text()
+    assert [a["status"] for a in info(run)["attempts"]] == ["STOPPED", "COMPLETED"] and (run / "rank1.log").exists()
     same_bits(calm, run)

@@ -20,7 +20,7 @@ from runner.launching.rundir import RunDirectory
 from runner.launching.signals import StopFlag
 from runner.merging import launched, outcome
 from runner.merging.launched import empty_result, merge_run
-from runner.merging.loading import plain_parts
+from runner.merging.loading import load_expert, plain_parts
 from runner.merging.outcome import compare_with_experts
 from runner.merging.scaling import merge_with
 from runner.tasks.classification import Classification
@@ -159,6 +159,13 @@ def test_an_expert_of_two_tasks_counts_once_and_serves_both(base, tmp_path):
         for name, tensor in switch.weights(expert).items():
             reach = (experts[expert][name] - weights(base, "best")[name]).abs().max()
             assert torch.allclose(tensor, experts[expert][name], atol=float(reach) / 100 + 1e-7), name
+
+
+def test_an_expert_of_another_model_is_refused(base):
+    other = plain_parts(frozen(base.parent, "tasks=[normals,edge]", "architecture.dense_head.channels=8")).model
+    with pytest.raises(UserError, match=r"the expert of edge in .* is of another model") as error:
+        load_expert(other, base, ("edge",))
+    assert "first heads.edge." in str(error.value)
 
 
 @pytest.mark.slow

@@ -119,7 +119,7 @@ def test_a_baseline_can_be_given(sweep, tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "no file or folder"), ("{", "cannot be read"), ("{}", "holds no numbers"), ("a: 3", "holds no numbers")],
+    [(None, "no file or folder"), ("{", "cannot be read"), ("{}", "holds no numbers"), ("a: 3", "mapping of metrics")],
 )
 def test_a_baseline_that_is_none(sweep, tmp_path, content, message):
     path = tmp_path / "numbers.yaml"

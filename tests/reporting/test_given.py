@@ -29,7 +29,7 @@ def test_a_mapping_and_files_of_it(tmp_path: Path) -> None:
 
 def test_runs_and_the_mean_over_seeds(tmp_path: Path) -> None:
     result(tmp_path / "a", {"depth": {"rmse": 0.4}, "edge": {"f": 0.7}})
-    result(tmp_path / "b", {"depth": {"rmse": 0.6, "other": None}})
+    result(tmp_path / "b", {"depth": {"rmse": 0.6, "other": None}, "edge": {"f": 0.7}})
     assert read_baseline(str(tmp_path / "a"), ["depth"], "test") == {"depth": {"rmse": 0.4}}
     both = read_baseline(str(tmp_path), ["depth", "edge"], "test")
     assert both["depth"]["rmse"] == pytest.approx(0.5)
@@ -65,3 +65,20 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     for given in (tmp_path, tmp_path / "nothing.json"):
         with pytest.raises(UserError, match="there is no"):
             read_baseline(str(given), ["depth"], "test")
+
+
+def test_the_report_and_the_run_read_a_folder_alike(tmp_path: Path) -> None:
+    """A folder with joint and single-task runs: the single-task ones are the baseline, for both."""
+    from runner.reporting.baselines import given_baseline
+    from tests.reporting.synthetic import make_config, write_run
+
+    write_run(tmp_path / "joint", make_config(), rows=0)
+    for seed, rmse in ((0, 0.4), (1, 0.6)):
+        config = make_config(seed=seed)
+        config["mixture"]["tasks"] = {"depth": config["mixture"]["tasks"]["depth"]}
+        write_run(tmp_path / f"depth-{seed}", config, values={"depth": {"rmse": rmse}}, rows=0)
+    assert read_baseline(str(tmp_path), ["depth"], "test") == {"depth": {"rmse": pytest.approx(0.5)}}
+    baseline = given_baseline(str(tmp_path), None)
+    assert baseline.samples == {"depth": {"rmse": {0: 0.4, 1: 0.6}}}
+    with pytest.raises(UserError, match="no baseline for segmentation"):
+        read_baseline(str(tmp_path), ["depth", "segmentation"], "test")

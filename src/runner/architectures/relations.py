@@ -1,4 +1,4 @@
-"""Attention from a task's features to another's, over contexts of four kinds (ATRC, Brüggemann et al. 2021, section 3)."""
+"""Attention between the features of two tasks, over four kinds of context (ATRC, Brüggemann et al. 2021, figure 3)."""
 
 from __future__ import annotations
 

@@ -58,6 +58,10 @@ class PlainTransformer(ImageBackbone):
         if "dense" not in self.wanted:
             self.neck = None
 
+    def norm(self, tokens_BTD: Tensor) -> Tensor:
+        """The trunk's final LayerNorm."""
+        return self.trunk.layernorm(tokens_BTD)
+
     def encode(self, x_BCHW: Tensor, all_blocks: bool) -> tuple[Tensor, Sequence[Tensor]]:
         """Normalised last tokens (B, 1 + N, D), and where wanted those before and after every block."""
         raise NotImplementedError
@@ -68,7 +72,7 @@ class PlainTransformer(ImageBackbone):
         last_BTD, blocks = self.encode(x_BCHW, dense)
         levels = [last_BTD]
         for tap in self.taps if dense else ():
-            tokens_BTD = last_BTD if tap == self.taps[-1] else self.trunk.layernorm(blocks[tap])
+            tokens_BTD = last_BTD if tap == self.taps[-1] else self.norm(blocks[tap])
             levels.append(tokens_BTD[:, 1:].transpose(1, 2).unflatten(2, (height, width)))
         return levels
 
@@ -118,7 +122,7 @@ class PlainTransformer(ImageBackbone):
 
     def stage_levels(self, states: list[Tensor], run: StageRun) -> list[Tensor]:
         by_end = dict(zip(self.stage_ends, states, strict=True))
-        normal = {end: self.trunk.layernorm(by_end[end].transpose(1, 2)) for end in {*self.taps, self.stage_ends[-1]}}
+        normal = {end: self.norm(by_end[end].transpose(1, 2)) for end in {*self.taps, self.stage_ends[-1]}}
         levels = [normal[self.stage_ends[-1]]]
         for tap in self.taps if "dense" in self.wanted else ():
             levels.append(normal[tap][:, 1:].transpose(1, 2).unflatten(2, run.grid or ()))

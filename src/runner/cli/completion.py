@@ -89,6 +89,7 @@ FLAGS = {
     "rerun": ("--against", "--help", "--json", "--tolerance"),
     "merge": ("--dry-run", "--from", *HYDRA_FLAGS),
     "validate": ("--all", "--config-dir", "--help"),
+    "data": ("--all", "--config-dir", "--from", "--help", "--json", "--keep", "--no-convert", "--root"),
     "ls": ("--config-dir", "--help", "--json"),
     "show": ("--config-dir", "--help"),
     "status": ("--help", "--json"),
@@ -132,7 +133,7 @@ def candidates(words: list[str]) -> list[str]:
     if not before:
         return _starting(current, VERBS)
     verb, previous = before[0], before[-1]
-    if previous in ("--config-dir", "-cd", "--to", "--data-root", "--against"):
+    if previous in ("--config-dir", "-cd", "--to", "--data-root", "--against", "--root", "--from"):
         return [DIRECTORIES]
     if previous in ("--cfg", "-c"):
         return _starting(current, ("job", "hydra", "all"))
@@ -151,6 +152,8 @@ def candidates(words: list[str]) -> list[str]:
         return _starting(current, paths.groups()) if position == 0 else []
     if verb == "show" or (verb == "cp" and position == 0):
         return _keys(current)
+    if verb == "data":
+        return _data_words(current, before[1:])
     if verb == "diff":
         return [*_keys(current), DIRECTORIES]
     if verb in ("export", "predict", "rerun"):
@@ -207,6 +210,21 @@ def _merge_words(current: str) -> list[str]:
         return _starting(current, [f"merge={name}" for name in _names("merge")]) if group == "merge" else []
     keys = _keys_of({k: v for k, v in _read("merge.yaml").items() if k not in ("defaults", "hydra")})
     return _starting(current, ["merge=", *keys])
+
+
+def _data_words(current: str, typed: list[str]) -> list[str]:
+    """What `runner data` takes: what to do, a data set, and keys of its mixture."""
+    from runner.cli.data import ACTIONS
+
+    plain = [word for word in typed if not word.startswith("-")]
+    if not plain:
+        return _starting(current, ACTIONS)
+    if plain[0] == "list":
+        return []
+    if len(plain) == 1:
+        return _starting(current, [o.name for o in paths.options("mixture") if "licence" in o.notes])
+    content = {k: v for k, v in _read(f"mixture/{plain[1]}.yaml").items() if k not in ("defaults", "tasks")}
+    return _starting(current, _keys_of({"mixture": content}))
 
 
 def _section_keys(section: str, typed: list[str]) -> list[str]:

@@ -30,6 +30,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "show": ("show", "print an option with its comments"),
     "cp": ("cp", "copy an option to make it your own"),
     "validate": ("validate", "check configurations without running them"),
+    "data": ("data", "list, verify and prepare data sets"),
     "doctor": ("doctor", "check this machine: GPU, caches, data, W&B, Slurm"),
     "completion": ("completion", "print the completion script of a shell"),
 }

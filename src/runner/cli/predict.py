@@ -13,20 +13,22 @@ from runner.cli.evaluate import trained_run
 from runner.errors import EXIT_FAILED, Problem, UserError, suggest
 
 HELP = """\
-usage: runner predict RUN --image FILE|DIR --to DIR [--checkpoint best] [--raw] [--size model|native] [--device auto]
+usage: runner predict RUN --image FILE|DIR --to DIR [options]
 
-Runs a trained dense model on pictures of any size. Every picture gets a folder under --to, with sheet.png (all tasks,
-with legends), TASK.png (the prediction in colours) and TASK_overlay.png (classes, edges, saliency over the picture).
+Runs a trained dense model on pictures of any size. Every picture gets a folder under --to, with
+sheet.png (all tasks, with legends), TASK.png (the prediction in colours) and TASK_overlay.png
+(classes, edges, saliency over the picture).
 
-  --image FILE|DIR   a picture, or a folder of pictures (JPEG, PNG, WebP, BMP, TIFF), subfolders included
+  --image FILE|DIR   a picture or a folder of them (JPEG, PNG, WebP, BMP, TIFF), with subfolders
   --to DIR           a folder; results of an earlier call are replaced picture by picture
   --checkpoint NAME  best, latest, or a step; default: best
   --raw              also TASK.npy: classes, metres, probabilities (H, W) or unit vectors (3, H, W)
-  --size model       look at about as many pixels as in training; native looks at every pixel of the picture
+  --size model       look at about as many pixels as in training; native: at every pixel there is
   --device NAME      auto, cpu or cuda; default: auto
 
 examples:
   runner predict outputs/train/mtl_nyud --image kitchen.jpg --to predictions
+  runner predict outputs/train/mtl_nyud --image kitchen.jpg --to large --size native
   runner predict outputs/train/mtl_nyud --image photos --to predictions --raw --checkpoint latest
 
 exit codes: 0 done, 1 a picture failed, 2 something in the command is wrong

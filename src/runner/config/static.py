@@ -101,6 +101,11 @@ def check_component(path: str, config: Any, report: Report, optional: bool = Fal
         return
     target = config["_target_"]
     if target is None:
+        lost = [f"{path}.{key}" for key in config if key != "_target_"]
+        if lost:
+            what = f"no effect of {', '.join(map(repr, lost))} without an option of '{path}', which is none"
+            see = f"runner ls {path}" if path in schema.COMPONENTS else ""
+            report.add(lost[0], what, f"choose the option that the key belongs to: {path}=OPTION", see=see)
         return
     if target == MISSING and report.allow_missing:
         return

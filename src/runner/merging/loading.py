@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from runner.config.build import build
@@ -17,7 +18,7 @@ from runner.errors import UserError
 from runner.launching.rundir import RunDirectory
 from runner.merging.base import DataMerge, Merge
 from runner.merging.data import TaskData, headlines, load_groups, without_targets
-from runner.merging.modules import body
+from runner.merging.modules import body, is_body
 from runner.merging.sources import Models
 from runner.training.assemble import Parts, assemble
 from runner.training.checkpoints import load_weights
@@ -92,22 +93,34 @@ def load_expert(model: nn.Module, path: Path, tasks: tuple[str, ...]) -> dict[st
     Raises:
         UserError: the weights are not those of this model.
     """
-    config = RunDirectory.open(path).config()
-    own = assemble(config, must_have_data=False)
-    load_weights(_averaged(own.model, config), weights_file(path)[0])
-    adapter = build(config.get("adapter"), where="adapter")
-    state = adapter.fold(own.model) if adapter is not None else own.model.state_dict()
+    state = expert_state(path)
     heads: Mapping[str, nn.Module] = model.heads  # type: ignore[assignment]
+    wanted = {name: tensor for name, tensor in model.state_dict().items() if is_body(name)}
+    wanted |= {f"heads.{task}.{name}": t for task in tasks for name, t in heads[task].state_dict().items()}
+    wrong = [name for name, tensor in wanted.items() if name not in state or state[name].shape != tensor.shape]
+    if wrong:
+        raise UserError(
+            f"the expert of {', '.join(tasks)} in {path} is of another model",
+            f"{len(wrong)} of {len(wanted)} tensors are missing or of another shape, first {wrong[0]}",
+        )
     for task in tasks:
         prefix = f"heads.{task}."
         heads[task].load_state_dict({n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)})
     device = next(model.parameters()).device
-    wanted = body(model)
-    found = {n: t.detach().clone().to(device) for n, t in state.items() if n in wanted}
-    if len(found) != len(wanted):
-        names = ", ".join(tasks)
-        raise UserError(f"the expert of {names} in {path} is of another model", f"it lacks {len(wanted) - len(found)}")
-    return found
+    return {name: state[name].detach().clone().to(device) for name in wanted if is_body(name)}
+
+
+def expert_state(path: Path) -> dict[str, Tensor]:
+    """The weights that a run was judged by, under the names of a model without an adapter."""
+    config = RunDirectory.open(path).config()
+    files = weights_file(path)
+    adapter = build(config.get("adapter"), where="adapter")
+    if adapter is None:
+        stored = {name: tensor for file in files for name, tensor in load_file(file).items()}
+        return {n.removeprefix("module."): t for n, t in stored.items()} if config["trainer"]["ema"] else stored
+    own = assemble(config, must_have_data=False)
+    load_weights(_averaged(own.model, config), files[0])
+    return dict(adapter.fold(own.model))
 
 
 def _averaged(model: nn.Module, config: Mapping[str, Any]) -> nn.Module:

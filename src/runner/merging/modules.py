@@ -23,10 +23,14 @@ BODY = "backbone."
 _ORIGIN = "backbone.origin."
 
 
+def is_body(name: str) -> bool:
+    """Whether a tensor is merged."""
+    return name.startswith(BODY) and not name.startswith(_ORIGIN)
+
+
 def body(model: nn.Module) -> dict[str, Tensor]:
     """The merged part of a model's state, copied."""
-    state = model.state_dict()
-    return {n: t.detach().clone() for n, t in state.items() if n.startswith(BODY) and not n.startswith(_ORIGIN)}
+    return {n: t.detach().clone() for n, t in model.state_dict().items() if is_body(n)}
 
 
 class MergedModule(nn.Module):

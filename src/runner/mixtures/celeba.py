@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from runner.errors import Problem, UserError
 from runner.mixtures.base import Annotation, Dataset, Example, Mixture, Split, check_tasks
 from runner.mixtures.images import augment, resize, to_rgb
 from runner.mixtures.locate import locate, missing
-from runner.mixtures.published import Published
+from runner.mixtures.published import Progress, Published
 from runner.specs import InputSpec
 
 _ATTRIBUTES = """
@@ -113,6 +114,41 @@ class CelebA(Mixture):
         folder = None if decoded else self._find("images")
         faces = Faces(names, folder, decoded, self.size, self.fit, self._cache_bytes)
         return {"celeba": FaceSet(faces, numbers, targets, self.flip)}
+
+    @property
+    def folder(self) -> str:
+        """Where `runner data prepare` puts it, below a root."""
+        return self.path
+
+    def count(self) -> dict[str, int]:
+        """Split → its number of faces."""
+        _, _, part_N = self.table
+        return {split: int((part_N == i).sum()) for i, split in enumerate(SPLITS)}
+
+    @property
+    def converted(self) -> bool:
+        """Whether faces of this size are decoded already."""
+        return self.decoded.is_file()
+
+    def convert(self, target: Path, progress: Progress) -> str:
+        """Decode all faces at this size into `target`, beside copies of the lists; returns what was done."""
+        names, _, _ = self.table
+        faces = Faces(names, self._find("images"), None, self.size, self.fit, 0)
+        final = target / self.decoded.relative_to(self.located or target)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        part = final.with_name(f".{final.name}.part")
+        made = np.lib.format.open_memmap(part, "w+", np.uint8, (len(names), *self.size, 3))
+        for number in range(len(names)):
+            made[number] = faces.decode(number)
+            progress("faces", number + 1, len(names))
+        made.flush()
+        del made
+        part.replace(final)
+        for kind in ("labels", "partition"):
+            path = self._find(kind)
+            if path is not None and not any((target / place).exists() for place in PLACES[kind]):
+                shutil.copyfile(path, target / path.name)
+        return f"{len(names):,} faces of {self.size[0]} x {self.size[1]}: {final}"
 
     @cached_property
     def located(self) -> Path | None:

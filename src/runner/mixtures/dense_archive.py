@@ -16,7 +16,7 @@ from runner.mixtures import archive, packed
 from runner.mixtures.base import Annotation, Dataset, Mixture, Split, carve, check_tasks
 from runner.mixtures.dense import DenseDataset, Record, Source, parse_geometry, train_size
 from runner.mixtures.locate import locate
-from runner.mixtures.published import Published
+from runner.mixtures.published import Progress, Published
 from runner.mixtures.views import Layer
 from runner.specs import InputSpec
 
@@ -159,6 +159,36 @@ class DenseArchive(Mixture):
         """The maps that are read: those of the tasks, and the labels that decide about crops."""
         crops = self.augment is not None and self.augment.max_share < 1 and "segmentation" in self.offered
         return list(self.tasks) + (["segmentation"] if crops and "segmentation" not in self.tasks else [])
+
+    @property
+    def folder(self) -> str:
+        """Where `runner data prepare` puts it, below a root."""
+        return self.path
+
+    def count(self) -> dict[str, int]:
+        """Published split → its number of images."""
+        return {listed: len(self.open(listed, self.wanted).ids) for listed in dict.fromkeys(self.listed.values())}
+
+    @property
+    def converted(self) -> bool:
+        """Whether the maps of the tasks are packed already."""
+        root = self.located
+        return root is not None and packed.covers(root, self.listed.values(), self.wanted)
+
+    def convert(self, target: Path, progress: Progress) -> str:
+        """Pack the images with the maps of the tasks into `target`; returns what was done."""
+        names = [name for name in self.offered if name in self.wanted]
+        splits = {s: self.unpacked(s, names) for s in dict.fromkeys(self.listed.values())}
+        folder = packed.pack(target, splits, names, progress)
+        size = sum(path.stat().st_size for path in folder.rglob("*.bin"))
+        count = sum(len(source.ids) for source in splits.values())
+        return f"{count:,} images with {', '.join(names)}: {folder}, {size / 1e9:.1f} GB"
+
+    def unpacked(self, listed: str, wanted: Sequence[str]) -> Source:
+        """The records of one published split as they were published."""
+        if self.located is None:
+            raise UserError(self.check())
+        return self.source(self.located, listed, wanted)
 
     def classes(self, annotation: str) -> int:
         """Number of classes: as the task is configured, else as published."""

@@ -7,6 +7,7 @@ every digit of MNIST once as the left one, with a random other as the right one.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from runner.errors import Problem, UserError
 from runner.mixtures.base import Dataset, Example, Split
 from runner.mixtures.from_sources import FromSources
 from runner.mixtures.images import Encoded, ImageSource, open_images
-from runner.mixtures.published import Download, Published
+from runner.mixtures.locate import locate
+from runner.mixtures.published import Download, Progress, Published
 from runner.specs import InputSpec
 
 DIGIT, CANVAS, SHIFT = 28, 36, 6
@@ -74,6 +76,31 @@ class MultiMNIST(FromSources):
         if len(self.labels) > 1:
             what = f"MultiMNIST takes both digits from one data set, and 'mixture.sources' has {', '.join(self.labels)}"
             self._problems.append(Problem(what, "set the others to null"))
+
+    @property
+    def folder(self) -> str:
+        """Where `runner data prepare` puts it, below a root."""
+        return next((str(s.path) for s in self.sources.values() if s.path is not None), "hub/mnist")
+
+    @property
+    def located(self) -> Path | None:
+        """The folder of the single digits, None where it is not there."""
+        return locate(self.folder, self.data_root, ("train.parquet", "train-00000-of-00001.parquet", "data"))
+
+    def count(self) -> dict[str, int]:
+        """Split of the source → its number of digits."""
+        (name,) = self.labels
+        rows = {split: self.rows(name, split)[0] for split in ("train", "test")}
+        return {split: len(found) for split, found in rows.items()}
+
+    @property
+    def converted(self) -> bool:
+        """Always: images are made while training."""
+        return True
+
+    def convert(self, target: Path, progress: Progress) -> str:
+        """Nothing to do."""
+        return "images are made while training: there is nothing to convert"
 
     def setup(self, pretrained: str | None) -> InputSpec:
         for name in self.labels:

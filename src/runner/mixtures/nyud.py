@@ -49,7 +49,9 @@ class NYUD(DenseArchive):
     published = Published(
         home="https://github.com/brdav/atrc",
         downloads=(
-            Download("https://data.vision.ee.ethz.ch/brdavid/atrc/NYUDv2.tar.gz", "NYUDv2.tar.gz", unpack="", strip=1),
+            Download(
+                "https://data.vision.ee.ethz.ch/brdavid/atrc/NYUDv2.tar.gz", "NYUDv2.tar.gz", unpack="gt_sets/train.txt"
+            ),
         ),
         counts={"train": 795, "val": 654},
         ranges={"depth": (0.1, 10.5)},

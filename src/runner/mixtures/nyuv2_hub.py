@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,6 +51,7 @@ class NYUv2Hub(DenseArchive):
     offered = OFFERED
     published = Published(
         home="https://huggingface.co/datasets/tanganke/nyuv2",
+        hub="tanganke/nyuv2",
         counts={"train": 795, "val": 654},
         ranges={"depth": (0.1, 10.5)},
     )
@@ -95,6 +97,16 @@ class NYUv2Hub(DenseArchive):
         get = f"{why}: unset that, or put the parquet files of {self.published.home} at one of these places"
         see = f"runner data prepare {self.option}"
         return [*problems, missing(self.what, self.path, self.data_root, get, marker=self.marker, see=see)]
+
+    @cached_property
+    def located(self) -> Path | None:
+        """The folder of parquet files or of the packed form, None where there is neither."""
+        packed_root = locate(self.path, self.data_root, packed.MARKER)
+        return packed_root or (next(iter(self._files().values()))[0].parent if self._files() else None)
+
+    def unpacked(self, listed: str, wanted: Sequence[str]) -> Source:
+        """The rows of one published split."""
+        return self.source(Path(self.path), listed, wanted)
 
     def folders(self, task: str) -> Sequence[str]:
         return ()

@@ -14,8 +14,8 @@ from runner.mixtures.base import Annotation
 from runner.mixtures.dense import Record, Source
 from runner.mixtures.dense_archive import DenseArchive, Files
 from runner.mixtures.published import Download, Published
-from runner.mixtures.thinning import thin
 from runner.mixtures.views import ClassDecoder, Layer, decode_edge, decode_normals
+from runner.tasks.boundaries.thinning import thin_map
 
 FILES = {
     "segmentation": ("semseg/VOC12/{}.png", "semseg/pascal-context/{}.png"),
@@ -95,8 +95,7 @@ class PascalContext(DenseArchive):
             Download(
                 "https://data.vision.ee.ethz.ch/brdavid/atrc/PASCALContext.tar.gz",
                 "PASCALContext.tar.gz",
-                unpack="",
-                strip=1,
+                unpack="ImageSets/Context/train.txt",
             ),
         ),
         counts={"train": 4998, "val": 5105},
@@ -175,7 +174,7 @@ def borders(labels_HW: np.ndarray) -> np.ndarray:
     """Edges of a label map as 0 or 255: the thinned set of pixels where the Laplacian of the labels is not zero."""
     grown = np.pad(labels_HW.astype(np.int64), 1, mode="reflect")
     around = grown[:-2, 1:-1] + grown[2:, 1:-1] + grown[1:-1, :-2] + grown[1:-1, 2:]
-    return thin(around != 4 * grown[1:-1, 1:-1]).astype(np.uint8) * np.uint8(255)
+    return thin_map(around != 4 * grown[1:-1, 1:-1]).astype(np.uint8) * np.uint8(255)
 
 
 def _mask_normals(normals_3HW: np.ndarray, labels_HW: np.ndarray, path: Path) -> None:

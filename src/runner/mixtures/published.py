@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from runner.errors import Problem
+
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, how much of it is done, and of how much; 0 where nobody knows."""
 
 
 @dataclass(frozen=True)
@@ -14,8 +21,8 @@ class Download:
         url: http(s). name: what it is called on disk.
         size: bytes, 0 where it is not known.
         digest: "md5:…" or "sha256:…", "" where none is known: then a download is checked by its size alone.
-        unpack: where an archive's content goes, below the data set's folder; None for a file that stays as it is.
-        strip: leading folders of an archive's members that are left out.
+        unpack: of a tar or zip file: a path that is in the folder to be unpacked, wherever in the file that folder is;
+            None for a file that stays as it is.
     """
 
     url: str
@@ -23,7 +30,6 @@ class Download:
     size: int = 0
     digest: str = ""
     unpack: str | None = None
-    strip: int = 0
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,8 @@ class Published:
     Attributes:
         home: the page that describes it.
         downloads: what may be downloaded without an account or a signed form; empty where there is no such file.
-        by_hand: what to fetch oneself, and where to put it: one step a line.
+        by_hand: what to fetch oneself and where to put it, a step each; {folder} is the data set's own.
+        hub: the id of a data set of the Hugging Face hub whose parquet files are fetched instead.
         counts: published split → number of examples, before validation is carved.
         ranges: annotation → (lowest, highest) value that makes sense, of targets that are no classes.
     """
@@ -41,12 +48,39 @@ class Published:
     home: str
     downloads: tuple[Download, ...] = ()
     by_hand: tuple[str, ...] = ()
+    hub: str = ""
     counts: Mapping[str, int] = field(default_factory=dict)
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def get(self) -> str:
         """How to come by it, in one line."""
-        if self.downloads:
-            return f"get it from {self.downloads[0].url}"
-        return f"get it from {self.home}"
+        return f"get it from {self.downloads[0].url if self.downloads else self.home}"
+
+
+@runtime_checkable
+class Preparable(Protocol):
+    """What a mixture has that `runner data prepare` can fetch or convert."""
+
+    published: Published
+
+    @property
+    def folder(self) -> str:
+        """Where it is put, below a root."""
+
+    @property
+    def located(self) -> Path | None:
+        """Where it lies; None where it does not."""
+
+    @property
+    def converted(self) -> bool:
+        """Whether there is nothing left to convert."""
+
+    def check(self) -> list[Problem]:
+        """What is wrong with it, see `runner.mixtures.base.Mixture`."""
+
+    def count(self) -> dict[str, int]:
+        """Published split → how many examples there are."""
+
+    def convert(self, target: Path, progress: Progress) -> str:
+        """Write the fast form into the folder `target`; returns what was done."""

@@ -15,7 +15,7 @@ from runner.mixtures import molecules
 from runner.mixtures.base import Annotation, Dataset, Example, Mixture, Split, carve, check_tasks
 from runner.mixtures.locate import locate, missing
 from runner.mixtures.molecules import ELEMENTS, TARGETS, Molecules
-from runner.mixtures.published import Download, Published
+from runner.mixtures.published import Download, Progress, Published
 from runner.specs import InputSpec
 
 MOST_ATOMS = 29
@@ -24,13 +24,13 @@ _FIGSHARE = "https://ndownloader.figshare.com/files"
 
 
 class QM9(Mixture):
-    """One data set of molecules; tasks are properties: `mu` (debye), `alpha` (bohr³), `homo`, `lumo`, `zpve`
-    `r2` (bohr²), `u0`, `u`, `h`, `g` (eV, of atomisation), `cv` (cal/mol/K), and `gap` (eV).
+    """One data set of molecules; tasks are properties: `mu` (debye), `alpha` (bohr³), `r2` (bohr²), `cv` (cal/mol/K),
+    in eV `homo`, `lumo`, `gap` and `zpve`, and in eV of atomisation `u0`, `u`, `h` and `g`.
 
     Layouts: gdb9.sdf with gdb9.sdf.csv (MoleculeNet, PyTorch Geometric; atoms, positions and bonds), or
-    dsgdb9nsd.xyz.tar.bz2 or its unpacked files (the authors'; without bonds), each with uncharacterized.txt, which names
-    3,054 molecules that are left out; or qm9.npz, which `runner data prepare` makes of either, and which opens in a
-    second instead of a minute. The splits are random, as published: test, then validation, then the rest.
+    dsgdb9nsd.xyz.tar.bz2 or its unpacked files (the authors'; without bonds), each with uncharacterized.txt, which
+    names 3,054 molecules that are left out; or qm9.npz, which `runner data prepare` makes of either, and which opens
+    in a second instead of a minute. The splits are random, as published: test, then validation, then the rest.
 
     Args:
         path: the folder, see `runner.mixtures.locate`.
@@ -42,7 +42,7 @@ class QM9(Mixture):
     published = Published(
         home="https://doi.org/10.6084/m9.figshare.c.978904.v5",
         downloads=(
-            Download(_SITE, "qm9.zip", unpack=""),
+            Download(_SITE, "qm9.zip", unpack=molecules.SDF),
             Download(f"{_FIGSHARE}/3195404", "uncharacterized.txt", 486_752, "md5:a361887bacb427b8a0ce7903d92a53b4"),
         ),
         counts={"all": 130_831},
@@ -81,6 +81,27 @@ class QM9(Mixture):
         train, validation = carve(len(rest), self.validation, self.split_seed)
         chosen = {"train": rest[train], "validation": rest[validation], "test": test}[split]
         return {"qm9": MoleculeSet(everything, chosen, tuple(self.tasks))}
+
+    @property
+    def folder(self) -> str:
+        """Where `runner data prepare` puts it, below a root."""
+        return self.path
+
+    def count(self) -> dict[str, int]:
+        """All molecules that are used; their splits are drawn."""
+        return {"all": len(self.molecules)}
+
+    @property
+    def converted(self) -> bool:
+        """Whether there is nothing left to convert."""
+        return self.located is not None and (self.located / molecules.PACKED).is_file()
+
+    def convert(self, target: Path, progress: Progress) -> str:
+        """Write all molecules into one file in `target`; returns what was done."""
+        if self.located is None:
+            raise UserError(self.check())
+        progress("molecules", 0, 0)
+        return f"{len(molecules.pack(self.located, target)):,} molecules in {target / molecules.PACKED}"
 
     @cached_property
     def located(self) -> Path | None:

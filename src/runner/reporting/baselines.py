@@ -6,18 +6,16 @@ seeds of the baseline. So ± is the spread of the method; the baseline's own spr
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from runner.errors import UserError
-from runner.reporting.read import Run, Values, as_values, load, read_run
-from runner.reporting.settings import BASELINE_FREE, Setting, deciding, digest, without
+from runner.reporting.given import base_key, read_sources
+from runner.reporting.read import Run, Values, as_values, read_run
+from runner.reporting.settings import Setting, without
 from runner.reporting.significance import spread
 
 GIVEN = "given"
@@ -69,18 +67,6 @@ class Baseline:
         return all(self.samples.get(task) for task in tasks)
 
 
-def base_key(config: Mapping[str, Any]) -> str:
-    """Settings that share this, and `agree` in the rest, share their baseline.
-
-    A run of fewer tasks holds the configuration of fewer tasks, and selects by one that it has.
-    """
-    kept = without(deciding(config), BASELINE_FREE)
-    for section, key in (("mixture", "tasks"), ("trainer", "select")):
-        if isinstance(kept.get(section), Mapping):
-            kept[section] = without(kept[section], (key,))
-    return digest(kept)
-
-
 def agree(config: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether the tasks and the keys of the architecture (its heads) that both configurations have are alike."""
     mine, theirs = ((c.get("mixture") or {}).get("tasks") or {} for c in (config, other))
@@ -111,44 +97,25 @@ def needed_runs(runs: Sequence[Run]) -> list[Run]:
 
 
 def given_baseline(word: str, split: str | None) -> Baseline:
-    """The baseline that `--baseline DIR|FILE` names.
-
-    A file holds task → metric → value, as JSON or YAML; a `result.json` will do. A folder holds runs; those of one task
-    give that task, others all of theirs.
+    """The baseline that `--baseline DIR|FILE` names, read as `baseline=DIR|FILE` of `runner train` is.
 
     Raises:
         UserError: nothing there that could be a baseline.
     """
     path = Path(word).expanduser()
-    if not path.exists():
-        raise UserError(f"--baseline: there is no file or folder '{word}'", "give runs, or a file with numbers")
+    sources = read_sources(path, split, "--baseline")
+    runs = [source.run for source in sources if source.run is not None]
     if path.is_file():
-        try:
-            text = path.read_text(encoding="utf-8")
-            content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise UserError(f"--baseline: '{word}' cannot be read: {' '.join(str(error).split())}") from error
-        values = as_values(content.get("tasks", content) if isinstance(content, dict) else None)
-        if not values:
-            raise UserError(
-                f"--baseline: '{word}' holds no numbers", "write them as task: {metric: value}, in YAML or JSON"
-            )
         baseline = Baseline(f"the numbers in {path.name}", path.stem)
-        baseline.add(values, GIVEN)
-        return baseline
-    runs = [run for run in load([path]).runs if run.state == "completed"]
-    if not runs:
-        raise UserError(f"--baseline: no run in '{word}' is completed", "", f"runner status {word}")
-    fewest = min(len(run.values(split)) for run in runs)
-    runs = [run for run in runs if len(run.values(split)) == fewest]  # single-task runs where there are any
-    settings = {base_key(run.config) if fewest == 1 else digest(deciding(run.config)) for run in runs}
-    if len(settings) > 1:
+    else:
+        baseline = Baseline(f"the runs in {path}", "baseline", runs=runs, config=runs[0].config if runs else {})
+    for source in sources:
+        seed = source.run.seed if source.run is not None else None
+        baseline.add(source.numbers, GIVEN if seed is None else seed)
+    if not baseline.samples:
         raise UserError(
-            f"--baseline: '{word}' holds runs of {len(settings)} settings", "give a folder with runs of one setting"
+            f"--baseline: '{word}' holds no numbers", "write them as task: {metric: value}, in YAML or JSON"
         )
-    baseline = Baseline(f"the runs in {path}", "baseline", runs=runs, config=runs[0].config)
-    for run in runs:
-        baseline.add(run.values(split), run.seed if run.seed is not None else GIVEN)
     return baseline
 
 

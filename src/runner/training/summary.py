@@ -10,7 +10,7 @@ from rich.table import Table
 from torch import nn
 
 from runner.backbones.hub import is_local
-from runner.config.build import build
+from runner.config.build import build, locate
 from runner.config.schema import TrainerConfig
 from runner.errors import UserError
 from runner.mixtures.stream import steps_per_epoch
@@ -26,11 +26,20 @@ def print_summary(config: dict[str, Any]) -> None:
     """
     console = Console(highlight=False, soft_wrap=True)
     settings = TrainerConfig(**config["trainer"])
-    pretrained = config["backbone"].get("pretrained")
-    if pretrained and not is_local(pretrained):
-        console.print(f"weights   '{pretrained}' is not on this machine: it is downloaded when the run starts")
-        config = config | {"backbone": config["backbone"] | {"pretrained": None}}
-    parts = assemble(config, must_have_data=False)
+    missing: set[str] = set()
+    config = without_weights(config, missing)
+    for name in sorted(missing):
+        console.print(f"weights   '{name}' is not on this machine: it is downloaded when the run starts")
+    try:
+        parts = assemble(config, must_have_data=False)
+    except UserError:
+        problems = build(config["mixture"], config["data_root"], where="mixture").check()
+        if not problems or locate(config["mixture"]["_target_"]).input_kind == "image":
+            raise
+        for problem in problems:
+            console.print(f"data      missing: {problem.what}\n          {problem.hint}")
+        console.print("model     not described: a vocabulary (or columns) must come from the data first")
+        return
     weighting: Weighting = build(config["weighting"], parts.tasks, where="weighting")
     reach = counted_as_shared(parts, weighting)
 
@@ -51,6 +60,18 @@ def print_summary(config: dict[str, Any]) -> None:
     console.print(_memory(parts, settings, weighting, shared, cost, config))
     for problem in parts.mixture.check():
         console.print(f"data      missing: {problem.what}\n          {problem.hint}")
+
+
+def without_weights(config: Mapping[str, Any], missing: set[str], key: str = "") -> Any:
+    """A configuration in which checkpoints that are not on this machine are null; they are added to `missing`."""
+    if isinstance(config, Mapping):
+        return {k: without_weights(v, missing, str(k)) for k, v in config.items()}
+    if isinstance(config, list):
+        return [without_weights(v, missing) for v in config]
+    if key in ("pretrained", "checkpoint") and isinstance(config, str) and not is_local(config):
+        missing.add(config)
+        return None
+    return config
 
 
 def _parameter_table(parts: Parts) -> Table:

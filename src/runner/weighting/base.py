@@ -29,7 +29,7 @@ applies it. `representation`: of the features that the shared part hands to the 
 training; an approximation of the first two, since a gradient there is not one of the parameters."""
 
 MODES = {
-    "gram": "coefficients from the Gram matrix alone, formed layer by layer: no K x P floats, one more backward pass",
+    "gram": "coefficients from the Gram matrix alone: K gradients of one layer at a time, and one more backward pass",
     "representation": "an approximation: gradients of the shared representation stand for those of the parameters",
 }
 """What a reader should know of a run in that mode."""

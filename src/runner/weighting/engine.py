@@ -102,6 +102,9 @@ class Pass:
         """
         raise NotImplementedError
 
+    def leave(self) -> None:
+        """End a step without a label, of which `backward` has seen nothing."""
+
 
 class Engine:
     """Accumulates a step's losses, or per-task gradients, and leaves the weighted gradient in `.grad`.
@@ -193,6 +196,8 @@ class Engine:
             loss_sums: task → sum of its loss over the micro-batch's labelled elements, with its graph. Tasks without
                 a label in this micro-batch may be missing.
         """
+        if not self.present:
+            return
         partial = {
             k: loss_sums[self.tasks[k]].float() / self.counts[k].item()
             for k in self.present
@@ -204,6 +209,8 @@ class Engine:
 
     def finish(self) -> StepReport:
         """Reduce over ranks, solve, and leave the gradient (times the loss scale) in `.grad`.
+
+        Without a label in the whole step no parameter gets one.
 
         Raises:
             NonFiniteLoss: before anything is solved or changed.
@@ -219,9 +226,14 @@ class Engine:
             hint = "train this task without trainer.log_losses, or choose another loss for it"
             require_positive("", self.tasks, raw, self.present, hint, zero=True, option="trainer.log_losses")
         losses = self.transformed(raw)
-        gram = self.current.finish(losses)
-        self._own_gradient(losses)
-        self._add_extra()
+        gram = None
+        if self.present:
+            gram = self.current.finish(losses)
+            self._own_gradient(losses)
+            self._add_extra()
+        else:  # not one label in the whole step: nothing to solve, and no gradient
+            self.current.leave()
+            self.weights = self.head_weights = losses
         self.weighting.end_step(losses.detach(), self.present_tensor)
         looked_at = {} if gram is None else self._looked_at(gram)
         return StepReport(self._spread(raw), self._spread(self.weights), solver_s=self.solver_s, **looked_at)

@@ -142,10 +142,13 @@ class GramPass(Pass):
             self._apply(engine.weights, set(engine.reach.shared))
             self._apply(engine.head_weights, own)
         engine.reduce_gradients([engine.parameters[i] for i in engine.reach.of(engine.present)])
+        self.losses, self.top = {}, {}
+        self.leave()
+        return gram
+
+    def leave(self) -> None:
         self.begin()  # lets go of the graph
         self.recording = False
-        self.losses, self.top = {}, {}
-        return gram
 
     def _gram_matrix(self) -> Tensor:
         """(K, K) float64 on the CPU, of the gradients times the loss scale."""
@@ -165,8 +168,8 @@ class GramPass(Pass):
                 if piece.linear is not None:
                     self._push_linear(piece, grads, wanted, pending, sums)
                 else:
-                    for k, grad in grads.items():
-                        self._push(piece, piece.cut.outer, grad, k, wanted, pending, sums)
+                    for k in list(grads):  # each is let go once it is through
+                        self._push(piece, piece.cut.outer, grads.pop(k), k, wanted, pending, sums)
             sums.passed(piece.parameters)
         return sums.gram
 
@@ -195,13 +198,14 @@ class GramPass(Pass):
                 sums.add(i, k, part)
 
     def _push_linear(
-        self, piece: _Piece, grads: Mapping[int, Tensor], wanted: Sequence[bool], pending: Any, sums: GramSums
+        self, piece: _Piece, grads: dict[int, Tensor], wanted: Sequence[bool], pending: Any, sums: GramSums
     ) -> None:
         """The same for a linear layer and all tasks at once; reads the weight once instead of K times."""
         assert piece.linear is not None
         layer, given = piece.linear
         tasks = list(grads)
-        delta_kNO = torch.stack([grads[k] for k in tasks]).reshape(len(tasks), -1, layer.out_features)
+        delta_kNO = torch.stack(list(grads.values())).reshape(len(tasks), -1, layer.out_features)
+        grads.clear()  # in one tensor now
         input_NI = given.reshape(-1, layer.in_features).to(delta_kNO.dtype)
         for i in piece.parameters:
             if not self.is_shared[i]:
@@ -217,6 +221,7 @@ class GramPass(Pass):
         for source in piece.sources:
             if wanted[source]:
                 back_kNI = delta_kNO @ layer.weight.detach().to(delta_kNO.dtype)
+                del delta_kNO  # a layer has one input
                 cut_ = self.pieces[source].cut
                 assert cut_ is not None
                 for k, back in zip(tasks, back_kNI, strict=True):

@@ -92,7 +92,6 @@ class RepresentationPass(Pass):
 
     def finish(self, losses: Tensor) -> Tensor:
         engine = self.engine
-        self.cutting = False
         rows = torch.tensor(engine.present)
         gram = engine.reduce(self.gram.to(engine.device)).cpu()[rows[:, None], rows] / engine.scale**2
         engine.solve(gram, losses)
@@ -112,12 +111,16 @@ class RepresentationPass(Pass):
                     if i in reached and grad is not None:
                         set_grad(engine.parameters[i], grad)
             engine.reduce_gradients(trunk)
-        self.last, self.features = [], []
+        self.leave()
         engine.reduce_gradients([engine.parameters[i] for k in engine.present for i in self.own[k]])
         for weight, k in zip(engine.head_weights, engine.present, strict=True):
             for i in self.own[k]:
                 engine.parameters[i].grad.mul_(weight)  # type: ignore[union-attr]
         return gram
+
+    def leave(self) -> None:
+        self.cutting = False
+        self.cuts, self.last, self.features = [], [], []
 
     def _through_trunk(self, cuts: list[Cut], vectors: list[Tensor], retain: bool) -> tuple[Tensor | None, ...]:
         """Gradients of the trunk's parameters, given those of its features (flat)."""

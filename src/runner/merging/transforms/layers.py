@@ -19,7 +19,7 @@ class LayerMask(Transform):
     Zhang et al., "Merging Smarter, Generalizing Better" (LwPTV), 2025, prune task vectors layer by layer by a saliency
     score that measures redundancy, and give the rest to any rule. The score here is ours: the task's part of what all
     tasks changed in the layer, ‖τ_t‖² / Σ_s ‖τ_s‖² ("share"), or the mean square of its changes ("size"). A layer that
-    others changed more is redundant for a task, and in their way.
+    others changed more is redundant for a task, and in their way. Experts of weight 0 do not count.
 
     Attributes:
         keep: share of the layers that every task keeps, one at least.
@@ -37,7 +37,10 @@ class LayerMask(Transform):
         counts: dict[str, int] = {}
 
         def of(block: Block) -> tuple[str, list[float], int]:
-            found = [float(block.delta(t).square().sum(dtype=torch.float64)) for t in range(len(block))]
+            found = [
+                float(block.delta(t).square().sum(dtype=torch.float64)) if block.weights[t] else 0.0
+                for t in range(len(block))
+            ]
             return self.layer(block.name), found, block.models[0].numel()
 
         for layer, found, count in look.map(of):

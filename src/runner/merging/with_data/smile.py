@@ -114,7 +114,9 @@ class Smile(DataMerge):
         rank: of every expert in every layer.
         gates: leading directions that the router measures; 1 with a LoRA expert is Arrow's prototype.
         top: experts per row.
-        around: differences are taken to the "mean" of the experts or to the "base".
+        around: differences are taken to the "mean" of the experts or to the "base", which is where layers stay;
+            "general" takes them to the mean but leaves layers at the base: what all experts know is subtracted
+            (GenKnowSub with the average of experts as the general one, Bagherifard et al. 2025).
     """
 
     returns: ClassVar[Any] = "module"
@@ -123,7 +125,7 @@ class Smile(DataMerge):
     rank: PositiveInt = 16
     gates: PositiveInt = 4
     top: PositiveInt = 1
-    around: Literal["mean", "base"] = "base"
+    around: Literal["mean", "base", "general"] = "base"
 
     def fit(self, models: Models, data: TaskData) -> Merged:
         experts = experts_of(models)
@@ -133,7 +135,9 @@ class Smile(DataMerge):
         if not layers:
             raise UserError("merge: the backbone has no linear layers or convolutions", see="runner ls merge")
         assert models.base is not None
-        center = {n: models.base.whole(n).float() if self.around == "base" else mean[n] for n in names}
+        base = {n: models.base.whole(n).float() for n in names}
+        center = base if self.around == "base" else mean
+        stays = mean if self.around == "mean" else base
         module = RoutedModule(data.model, len(experts), self.rank, self.gates, self.top)
         routed = {n: m for n, m in module.frame.named_modules() if isinstance(m, RoutedLayer)}
         inside = {n.removesuffix("weight") for n in layers}
@@ -141,7 +145,7 @@ class Smile(DataMerge):
         for name in names:
             path, _, leaf = name.rpartition(".")
             if f"{path}." in inside and leaf in ("weight", "bias"):
-                own[f"{path}.layer.{leaf}"].copy_(center[name])
+                own[f"{path}.layer.{leaf}"].copy_(stays[name])
             else:
                 own[name].copy_(mean[name])
         for path, layer in routed.items():

@@ -72,6 +72,9 @@ class Wrapper(nn.Module):
     """True where more is made of a forward pass than the weighting's backward passes: no mode but `parameters` of the
     weighting and no compiled model then."""
 
+    changes_structure: ClassVar[bool] = False
+    """True where what the model's parameters stand for changes during training, so that they cannot be averaged."""
+
     architecture: ClassVar[str | None] = None
     """The option of the only architecture that it works with; None works with any."""
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter, label
 
-from runner.mixtures.thinning import thin
+from runner.tasks.boundaries.thinning import thin_map as thin
 
 GIVEN = """\
 .........###....##############
