@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from runner.architectures.slim import Width, slim
@@ -16,11 +17,14 @@ from runner.architectures.width_search import Flops, Search, Setting
 from runner.backbones import resnet
 from runner.config.compose import compose
 from runner.config.freeze import finalize
+from runner.config.static import Report
+from runner.config.weighting_fit import slimmable_statistics
 from runner.errors import UserError
 from runner.launching.rundir import RunDirectory
 from runner.launching.signals import StopFlag
 from runner.training.cost import forward_cost
 from runner.training.loop import train
+from runner.training.start import load_backbone
 from runner.types import Supervised
 from tests.architectures.worlds import NARROW, TASKS, count, images, make
 from tests.support import TINY
@@ -137,6 +141,21 @@ def test_widths_that_make_no_sense_are_refused():
         make("slimmable", widths=[0.99, 1.0])
     with pytest.raises(UserError, match="cannot run at a smaller width"):
         make("slimmable", backbone="convnext")
+
+
+def test_synchronised_statistics_are_refused():
+    report = Report()
+    target = {"_target_": "runner.architectures.slimmable.Slimmable"}
+    slimmable_statistics({"architecture": target, "trainer": {"sync_batchnorm": True}}, report)
+    assert "replaces layers that architecture=slimmable runs" in str(report.found)
+
+
+def test_it_starts_from_another_run(tmp_path):
+    source, model = make("hard_sharing", seed=1), make("slimmable")
+    save_file(source.state_dict(), tmp_path / "model.safetensors")
+    load_backbone(model.backbone, [tmp_path / "model.safetensors"])
+    found = model.backbone.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in source.backbone.state_dict().items())
 
 
 def fake(encoders, heads):

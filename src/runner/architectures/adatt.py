@@ -19,7 +19,8 @@ class AdaTT(OnFeatures):
         f_u = Σ_e softmax(W_u x_u)_e · E_e(x)  over all experts   (AllExpertGF)
             + Σ_e v_ue · E_ue(x_u)             over its own       (NativeExpertLF)
 
-    v starts as the mean. The last level has no shared output. Without shared experts this is AdaTT-sp.
+    The last level has no shared output. Without shared experts this is AdaTT-sp. The released code's gates have a bias
+    and its v starts uniformly in ±1/√n; here gates are the formula above without one, and v starts as the mean (ours).
 
     Args:
         make_backbone: builds one backbone.

@@ -27,6 +27,8 @@ class HoME(OnFeatures):
     - Feature gate: every expert sees its input through x ⊙ 2σ(x B A), B and A of low rank.
     - Self gate: a unit's own experts are added once more, weighed by a softmax (one expert: a sigmoid) of their own.
 
+    The authors released no code; the gates' formulas agree with those of an independent implementation.
+
     Args:
         make_backbone: builds one backbone.
         tasks: name → task.

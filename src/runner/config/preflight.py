@@ -13,6 +13,7 @@ from runner.config.static import Report
 from runner.config.weighting_fit import (
     batch_parts,
     log_losses,
+    slimmable_statistics,
     weighting_mode,
     wrapper_architecture,
     wrapper_fit,
@@ -288,6 +289,7 @@ CHECKS: tuple[tuple[tuple[str, ...], Callable[[Config, Report], None]], ...] = (
     (("mixture.tasks", "tasks", "baseline", "trainer.final_split"), given_baseline),
     (("wrapper._target_", "weighting", "trainer"), wrapper_fit),
     (("wrapper._target_", "architecture._target_"), wrapper_architecture),
+    (("architecture._target_", "trainer.sync_batchnorm"), slimmable_statistics),
     (("optimizer._target_", "sampler", "mixture"), one_data_set),
 )
 """Each check with the keys it reads."""

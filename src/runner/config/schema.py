@@ -43,6 +43,7 @@ class TrainerConfig:
     log_losses: bool = False
     ema: Fraction | None = None
     compile: bool = False
+    channels_last: bool = False
     eval_every: PositiveInt | None = 250
     eval_batch_size: PositiveInt | None = None
     select: str = "auto"
@@ -77,6 +78,7 @@ class MergingConfig:
     examples: PositiveInt | None = 400
     experts: dict[str, list[str]] | None = None
     per_task: bool = True
+    apart: bool = False
     adapt: Literal["train", "validation", "test"] = "train"
     adapt_examples: PositiveInt | None = 1000
     diagnostics: list[Literal["vectors", "layers", "barrier", "disentanglement"]] = field(

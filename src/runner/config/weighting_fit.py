@@ -95,9 +95,19 @@ def wrapper_fit(config: Config, report: Report) -> None:
     if twice and trainer["compile"]:
         what = f"trainer.compile=true cannot take the second derivatives that {name} needs"
         report.add("trainer.compile", what, "trainer.compile=false, or wrapper=none")
+    if constant(wrapper, "changes_structure") and trainer.get("ema"):
+        what = f"trainer.ema averages weights over steps between which {name} changes what they stand for"
+        report.add("trainer.ema", what, "trainer.ema=null, or wrapper=none")
     if inside and trainer["compile"]:
         what = f"trainer.compile=true hides what {name} looks at between the model's layers"
         report.add("trainer.compile", what, "trainer.compile=false, or wrapper=none")
+
+
+def slimmable_statistics(config: Config, report: Report) -> None:
+    """Layers of several widths keep statistics of their own, which torch's synchronised BatchNorm does not know."""
+    if config["architecture"]["_target_"].endswith(".Slimmable") and config["trainer"]["sync_batchnorm"]:
+        what = "trainer.sync_batchnorm=true replaces layers that architecture=slimmable runs at several widths"
+        report.add("trainer.sync_batchnorm", what, "set it to false, and backbone.norm=group for small local batches")
 
 
 def wrapper_architecture(config: Config, report: Report) -> None:

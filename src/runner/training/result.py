@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import resource
 import sys
+import time
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from runner.tracking import Tracker
 from runner.training.assemble import Parts, probe_group
 from runner.training.comparison import compare
 from runner.training.cost import forward_cost
-from runner.training.evaluate import Results, evaluate
+from runner.training.evaluate import Results, evaluate_parts
 from runner.training.processes import Processes
 from runner.training.selection import Selection
 from runner.weighting.base import MODES, Weighting
@@ -38,6 +39,7 @@ def write_result(
     skipped: int,
     examples: int,
     train_s: float,
+    waited_s: float,
     wall_s: float,
 ) -> dict[str, Any]:
     """Evaluate the best weights on `trainer.final_split`, write result.json, show the table.
@@ -48,21 +50,11 @@ def write_result(
     """
     split = settings.final_split or "validation"
     results = selection.best_results
+    rate = None
     if split == "test":
-        results, panels = evaluate(
-            model,
-            parts.tasks,
-            parts.mixture.datasets(split),
-            parts.inputs,
-            batch_size=settings.eval_batch_size or settings.batch_size,
-            device=processes.device,
-            num_workers=settings.num_workers,
-            rank=processes.rank,
-            world_size=processes.count,
-            reduce=processes.reduce,
-            autocast=processes.accelerator.autocast,
-            panels=settings.panels,
-        )
+        began = time.perf_counter()
+        results, panels = evaluate_parts(model, parts.mixture.datasets(split), parts, processes, settings)
+        rate = sum(len(d) for d in parts.mixture.datasets(split).values()) / (time.perf_counter() - began)
         if tracker is not None:
             tracker.scalars(steps, split, results)
             tracker.panels(steps, split, panels)
@@ -82,6 +74,8 @@ def write_result(
         "wall_s": round(wall_s, 3),
         "examples": examples,
         "examples_per_s": round(examples / train_s, 2) if train_s else None,
+        "data_wait": round(waited_s / train_s, 4) if train_s else None,  # share of train_s
+        "eval_examples_per_s": round(rate, 2) if rate else None,
         "peak_memory_mb": round(memory, 1),
         "parameters": sum(p.numel() for p in model.parameters()),
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -105,19 +99,7 @@ def _study(model: nn.Module, parts: Parts, settings: TrainerConfig, processes: P
     plain: Any = model.module if isinstance(model, AveragedModel) else model
 
     def measure() -> Results:
-        return evaluate(
-            plain,
-            parts.tasks,
-            parts.mixture.datasets("validation"),
-            parts.inputs,
-            batch_size=settings.eval_batch_size or settings.batch_size,
-            device=processes.device,
-            num_workers=settings.num_workers,
-            rank=processes.rank,
-            world_size=processes.count,
-            reduce=processes.reduce,
-            autocast=processes.accelerator.autocast,
-        )[0]
+        return evaluate_parts(plain, parts.mixture.datasets("validation"), parts, processes, settings, panels=0)[0]
 
     probe = probe_group(parts.inputs).to(processes.device)
     return plain.study(measure, lambda tasks: forward_cost(plain, probe, tasks).flops)

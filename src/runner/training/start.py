@@ -159,8 +159,8 @@ def load_backbone(backbone: Backbone, files: list[Path]) -> None:
 
 
 def plain_name(name: str) -> str | None:
-    """A tensor's name without an adapter; None for those that belong to one."""
-    return None if ".lora_" in name else name.replace(".base_layer.", ".")
+    """A tensor's name without an adapter; None for those that belong to one, or to the narrow widths of slimmable."""
+    return None if ".lora_" in name or ".slim_" in name else name.replace(".base_layer.", ".")
 
 
 def _where(files: list[Path]) -> dict[str, Path]:

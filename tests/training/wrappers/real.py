@@ -9,14 +9,16 @@ import torch
 from torch import Tensor
 
 from runner.config.build import build
+from runner.mixtures.base import Example
 from runner.specs import InputSpec
 from runner.tasks.depth import Depth
 from runner.tasks.segmentation import Segmentation
 from runner.training.forward import Forward
 from runner.training.wrappers.base import Surroundings, Wrapper
 from runner.types import Group, everything
-from runner.weighting.engine import Engine, StepReport, identity
+from runner.weighting.engine import Engine
 from runner.weighting.reach import find_reach
+from runner.weighting.step import StepReport, identity
 from tests.architectures.worlds import make
 from tests.training.wrappers.worlds import CPU, Ranks, counts_of, option, part
 
@@ -31,6 +33,20 @@ def data(count: int = 4, size: tuple[int, int] = (32, 32), seed: int = 0) -> Gro
         "depth": 1 + torch.rand(count, 1, *size, generator=g),
     }
     return Group("d", {"pixels": torch.rand(count, 3, *size, generator=g)}, targets, [str(i) for i in range(count)])
+
+
+class Scenes:
+    """Training examples, for wrappers that look at some."""
+
+    name, tasks = "d", ("segmentation", "depth")
+
+    def __len__(self) -> int:
+        return 4
+
+    def example(self, index: int, rng: Any) -> Example:
+        """One of `data()`."""
+        group = data()
+        return Example({"pixels": group.inputs["pixels"][index].numpy()}, {}, str(index))
 
 
 class Real:
@@ -76,7 +92,9 @@ class Real:
             model=self.net,
         )
         self.scale = scale
-        self.wrapper.attach(Surroundings(self.net, forward, self.engine, {}, inputs, 4, rank, world_size, reduce))
+        self.wrapper.attach(
+            Surroundings(self.net, forward, self.engine, {"d": Scenes()}, inputs, 4, rank, world_size, reduce)
+        )
 
     def step(
         self, batches: list[list[Group]], number: int = 0, counts: Any = None

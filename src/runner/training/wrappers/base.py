@@ -25,7 +25,8 @@ from runner.tasks.base import Task
 from runner.training.forward import Forward
 from runner.types import Batch
 from runner.weighting.base import Weighting
-from runner.weighting.engine import Engine, Reduce, StepReport
+from runner.weighting.engine import Engine
+from runner.weighting.step import Reduce, StepReport
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,9 @@ class Wrapper(nn.Module):
     looks_inside: ClassVar[bool] = False
     """True where more is made of a forward pass than the weighting's backward passes: no mode but `parameters` of the
     weighting and no compiled model then."""
+
+    changes_structure: ClassVar[bool] = False
+    """True where what the model's parameters stand for changes during training, so that they cannot be averaged."""
 
     architecture: ClassVar[str | None] = None
     """The option of the only architecture that it works with; None works with any."""

@@ -27,7 +27,7 @@ class SAKDistill(AddedLoss):
     a 1×1 convolution stands between them, which training keeps and the model does not.
 
     The paper distils on ImageNet first and then trains tasks and distillation together. `alone` is a first stage on the
-    run's own images (ours); a stem and paths from elsewhere come with `init`.
+    run's own images (ours); a stem from elsewhere comes with `init` or `backbone.pretrained`.
 
     Args:
         teachers: path → hub id or folder of any image encoder of transformers; null drops one.
