@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from runner.merging.base import Block, Merge, Merged, Split
+from runner.merging.base import Merge, Merged
+from runner.merging.blocks import Block, Split
 from runner.merging.memory import merge_in_memory
 from runner.merging.modules import Bank, Switch, rebuild
 from runner.merging.packing import pack
