@@ -172,7 +172,10 @@ def test_words():
     assert [in_words(x) for x in (12, 1234, 2.5e9, 7e15)] == ["12 FLOP", "1.23 KFLOP", "2.5 GFLOP", "7 PFLOP"]
 
 
-@pytest.mark.parametrize("name", [n for n in EXPECTED if n != "hard_sharing"])
+DECODERS = ("mtmamba", "mtmamba_pp", "task_prompter", "task_expert", "atrc", "medusa")
+
+
+@pytest.mark.parametrize("name", [n for n in (*EXPECTED, *DECODERS) if n != "hard_sharing"])
 def test_the_cost_line_of_the_option_is_true(name):
     """Three dense tasks with the default head on ResNet-50 at 288 × 384, against hard sharing; nothing is computed."""
     [note] = [o.notes["cost"] for o in paths.options("architecture") if o.name == name]

@@ -54,6 +54,8 @@ needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash
         ("status out", [DIRECTORIES]),
         ("eval ", [DIRECTORIES]),
         ("eval outputs sp", ["split="]),
+        ("predict ", [DIRECTORIES]),
+        ("predict outputs --i", ["--image"]),
         ("export ", [DIRECTORIES]),
         ("export outputs --t", ["--to"]),
         ("export outputs --to ", [DIRECTORIES]),

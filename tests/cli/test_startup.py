@@ -75,6 +75,7 @@ def modules_after(*arguments: str) -> set[str]:
         (["tune", "--help"], False),
         (["tune", "+experiment=demo", "optimizer.lr=interval(1,2)", "--dry-run"], True),
         (["export", "nowhere", "--to", "ex"], False),
+        (["predict", "nowhere", "--image", "data", "--to", "ex"], False),
         (["rerun", "nowhere"], False),
         (["data", "list"], False),
         (["data", "verify", "nyud"], False),

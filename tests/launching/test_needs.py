@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from runner.config.compose import compose
+from runner.config.freeze import finalize
 from runner.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
 from runner.files import write_json
-from runner.launching.needs import Need, ensure, find, needs, unfinished
+from runner.launching.needs import Need, ensure, experts, find, needs, unfinished
 from tests.support import TINY, runner
 
 BASE = [*TINY, "tasks=[depth,edge]", "trainer.max_steps=2", "trainer.eval_every=2"]
@@ -96,6 +98,14 @@ def test_no_baselines_where_there_is_nothing_to_compare() -> None:
     one = {"baseline": "auto", "mixture": {"tasks": {"depth": {}}}}
     two = {"baseline": None, "mixture": {"tasks": {"depth": {}, "edge": {}}}}
     assert needs(one) == [] == needs(two)
+
+
+def test_experts_apart_have_seeds_of_their_own() -> None:
+    words = ["+experiment=demo", "merge=average", "seed=5"]
+    together, apart = (experts(finalize(compose("train", [*words, *more]))) for more in ([], ["merging.apart=true"]))
+    assert {n.config["seed"] for n in together} == {5}
+    seeds = [n.config["seed"] for n in apart]
+    assert len({*seeds, 5}) == len(seeds) + 1 and len({n.signature for n in apart}) == len(apart)
 
 
 def test_a_run_with_baselines_from_the_command_line(tmp_path: Path) -> None:

@@ -185,6 +185,7 @@ def write_nyuv2_hub(root: Path, train: Sequence[Picture], val: Sequence[Picture]
     """The hub's parquet files, by the library that writes them there."""
     import datasets
 
+    datasets.disable_progress_bars()
     height, width = train[0].classes.shape
     features = datasets.Features(
         {

@@ -2,9 +2,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from runner.legend import Legend
 from runner.tracking import Panel
+from runner.tracking.legends import draw, merge
 from runner.tracking.panels import markdown, text_rows, write_panels
 from runner.tracking.sheet import BLOCK_GAP, WIDTH, draw_sheet
+from runner.tracking.strip import write_strips
 
 RED, GREEN, BLUE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 0, 0)
 
@@ -93,3 +96,59 @@ def test_text_rows_leave_pictures_out():
     panels = [Panel("a", flat(BLACK), [("depth", flat(GREEN), flat(BLUE)), ("scene", "kitchen", "bath")])]
     assert text_rows(panels) == [("a", "", "scene", "kitchen", "bath")]
     assert len(markdown([]).splitlines()) == 2
+
+
+def test_errors_are_a_third_row_and_legends_stand_at_the_foot():
+    yellow, cyan, pink = (255, 255, 0), (0, 255, 255), (255, 0, 255)
+    legend = (
+        Legend(swatches=(("wall", cyan), ("a class with quite a long name", pink))),
+        Legend(bar=np.array([RED, BLUE], np.uint8), low="0 m", high="1 m"),
+    )
+    plain = Panel("a", flat(BLACK), [("depth", flat(GREEN), flat(yellow))])
+    panel = Panel("a", flat(BLACK), plain.rows, errors={"depth": flat((9, 9, 9))}, legends={"depth": legend})
+    sheet = draw_sheet([panel])
+    assert box(sheet, (9, 9, 9))[1] >= box(sheet, yellow)[3]
+    assert box(sheet, cyan)[1] >= box(sheet, (9, 9, 9))[3]
+    assert box(sheet, pink)[1] >= box(sheet, cyan)[1]
+    assert sheet.height > draw_sheet([plain]).height
+    assert sheet.width == draw_sheet([plain]).width
+
+
+def test_a_legend_that_is_too_long_goes_on_in_the_next_line_and_counts_the_rest():
+    swatches = tuple((f"class {i}", (i, 255 - i, 77)) for i in range(40))
+    narrow = draw({"seg": (Legend(swatches=swatches), Legend())}, 400)
+    assert narrow is not None
+    for i in range(24):
+        assert box(narrow, (i, 255 - i, 77))
+    assert not (np.asarray(narrow) == np.array((30, 225, 77))).all(-1).any()  # "and 16 more"
+    assert draw({"seg": (Legend(), Legend())}, 400) is None
+
+
+def test_legends_of_several_panels_become_one():
+    first = {"seg": (Legend(swatches=(("wall", RED), ("bed", BLUE))), Legend())}
+    second = {"seg": (Legend(swatches=(("wall", RED), ("door", GREEN))), Legend())}
+    merged = merge([first, second])
+    assert [name for name, _ in merged["seg"][0].swatches] == ["wall", "bed", "door"]
+
+
+def test_strips_grow_with_the_evaluations_and_forget_what_was_undone(tmp_path):
+    def at(step, colour):
+        panels = [
+            Panel(str(i), flat(BLACK), [("depth", flat(GREEN), flat(colour)), ("scene", "a", "b")]) for i in range(6)
+        ]
+        return write_strips(tmp_path, step, panels)
+
+    at(10, RED)
+    narrow = Image.open(at(20, BLUE)["depth"])
+    found = [box(narrow, colour)[0] for colour in (BLACK, GREEN, RED, BLUE)]
+    assert found == sorted(found)
+    again = Image.open(at(15, (200, 200, 0))["depth"])  # the run went on from step 10
+    assert again.size == narrow.size
+    assert not (np.asarray(again) == np.array(BLUE)).all(-1).any()
+    for step in range(30, 400, 10):
+        last = at(step, (step % 256, 1, 2))
+    long = Image.open(last["depth"])
+    assert box(long, RED)  # the first stays
+    assert box(long, (390 % 256, 1, 2))
+    assert long.width < 14 * 140
+    assert list(last) == ["depth"]

@@ -66,6 +66,7 @@ def _from_hub(hub_id: str, where: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+    key = where.partition("=")[0]
     options = {"allow_patterns": FILES, "ignore_patterns": ["*/*"]}
     try:
         cached = Path(snapshot_download(hub_id, local_files_only=True, **options))
@@ -83,8 +84,7 @@ def _from_hub(hub_id: str, where: str) -> Path:
     except (OSError, HfHubHTTPError) as error:
         raise UserError(
             f"{where}: not in the local cache, and the Hugging Face hub cannot be reached",
-            f"where there is network, run `hf download {hub_id} --local-dir DIR`, then set {where.partition('=')[0]}=DIR; "
-            f"or {where.partition('=')[0]}=null",
+            f"where there is network, run `hf download {hub_id} --local-dir DIR`, then set {key}=DIR; or {key}=null",
         ) from error
 
 

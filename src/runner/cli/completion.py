@@ -84,6 +84,7 @@ FLAGS = {
     "train": ("--dry-run", *HYDRA_FLAGS),
     "eval": HYDRA_FLAGS,
     "tune": ("--dry-run", *(flag for flag in HYDRA_FLAGS if flag != "--multirun")),
+    "predict": ("--checkpoint", "--device", "--help", "--image", "--raw", "--size", "--to"),
     "export": ("--checkpoint", "--data-root", "--help", "--license", "--to"),
     "rerun": ("--against", "--help", "--json", "--tolerance"),
     "merge": ("--dry-run", "--from", *HYDRA_FLAGS),
@@ -155,7 +156,7 @@ def candidates(words: list[str]) -> list[str]:
         return _data_words(current, before[1:])
     if verb == "diff":
         return [*_keys(current), DIRECTORIES]
-    if verb in ("export", "rerun"):
+    if verb in ("export", "predict", "rerun"):
         return [DIRECTORIES] if position == 0 else []
     if verb in ("resume", "status", "cancel", "sync", "report", "cp"):
         return [DIRECTORIES]

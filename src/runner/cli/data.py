@@ -30,6 +30,7 @@ prepare  downloads it where its licence allows, going on with a broken download,
   --all              read every example, not 64 of a split
   --keep             keep downloaded archives; --no-convert leaves the data as it is published
   KEY=VALUE          the mixture's keys, such as mixture.path=DIR or mixture.size=[32,32]
+  --config-dir DIR   your own mixtures too
 
 examples:
   runner data list

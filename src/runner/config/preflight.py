@@ -13,8 +13,8 @@ from runner.config.static import Report
 from runner.config.weighting_fit import (
     batch_parts,
     log_losses,
-    weighting_mode,
     slimmable_statistics,
+    weighting_mode,
     wrapper_architecture,
     wrapper_fit,
 )

@@ -77,6 +77,7 @@ class MergingConfig:
     examples: PositiveInt | None = 400
     experts: dict[str, list[str]] | None = None
     per_task: bool = True
+    apart: bool = False
     adapt: Literal["train", "validation", "test"] = "train"
     adapt_examples: PositiveInt | None = 1000
     diagnostics: list[Literal["vectors", "layers", "barrier", "disentanglement"]] = field(

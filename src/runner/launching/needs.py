@@ -19,6 +19,9 @@ from runner.config.signature import signature
 from runner.errors import EXIT_DONE, EXIT_STOPPED
 from runner.files import read_json
 
+APART = 1_000_003
+"""Between the seeds of experts with `merging.apart`: none is another run's."""
+
 Role = Literal["baseline", "expert", "base"]
 
 
@@ -76,10 +79,13 @@ def experts(config: Mapping[str, Any]) -> list[Need]:
     """One expert per task or named subset, tuned from the same start; none where nothing is merged."""
     if not (config.get("merge") or {}).get("_target_"):
         return []
-    return [
-        Need.of("expert", on_tasks(config, tasks, f"{config['name']}/expert/{expert}"))
-        for expert, tasks in expert_groups(config).items()
-    ]
+    found = []
+    for number, (expert, tasks) in enumerate(expert_groups(config).items(), 1):
+        derived = on_tasks(config, tasks, f"{config['name']}/expert/{expert}")
+        if config["merging"].get("apart"):
+            derived["seed"] += number * APART
+        found.append(Need.of("expert", derived))
+    return found
 
 
 def baselines(config: Mapping[str, Any]) -> list[Need]:

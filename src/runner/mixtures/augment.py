@@ -15,6 +15,8 @@ import numpy as np
 from runner.errors import Problem, UserError, suggest
 from runner.mixtures.views import View
 
+DEVICES = ("auto", "loader", "accelerator")
+
 CROP_ATTEMPTS = 10
 """How often a crop is drawn again before `max_share` gives up, as in mmsegmentation and InvPT."""
 
@@ -34,6 +36,8 @@ class Augment:
         flip: mirror every second example; normals are mirrored with it.
         colour: change brightness, contrast, saturation and hue, each in every second example (the photometric
             distortion of SSD, as in InvPT).
+        device: where examples are made of what is stored: "loader", in the processes that load, one by one;
+            "accelerator", where the model is, a batch at a time; "auto" takes the accelerator where that is a GPU.
     """
 
     scale: tuple[float, ...] = (1.0,)
@@ -42,6 +46,7 @@ class Augment:
     max_share: float = 1.0
     flip: bool = False
     colour: bool = False
+    device: str = "auto"
 
     @classmethod
     def parse(cls, config: Mapping[str, Any] | None, where: str = "mixture.augment") -> Augment | None:
@@ -100,6 +105,10 @@ class Augment:
         """Change the colours of an RGB image (float32 in [0, 1]) as `colour` says."""
         return photometric(pixels_3HW, rng) if self.colour else pixels_3HW
 
+    def colours(self, rng: np.random.Generator) -> Colours | None:
+        """What `distort` would do to the next image; None where `colour` is off."""
+        return Colours.draw(rng) if self.colour else None
+
 
 def whole(image: tuple[int, int], size: tuple[int, int], pad: bool) -> View:
     """The view of evaluation: the image stretched to `size`, or in its own pixels, centred in `size`.
@@ -120,24 +129,56 @@ def photometric(pixels_3HW: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     Args:
         pixels_3HW: float32 in [0, 1].
     """
-    brightness, contrast, saturation, hue = rng.random(4) < 0.5
-    contrast_first = rng.random() < 0.5
-    delta, gain, colourfulness, turn = rng.uniform((-32 / 255, 0.5, 0.5, -0.1), (32 / 255, 1.5, 1.5, 0.1))
-    if brightness:
-        pixels_3HW += np.float32(delta)
+    colours = Colours.draw(rng)
+    if colours.delta:
+        pixels_3HW += np.float32(colours.delta)
         np.clip(pixels_3HW, 0, 1, out=pixels_3HW)
-    if contrast and contrast_first:
-        pixels_3HW *= np.float32(gain)
+    if colours.contrast_first and colours.gain != 1:
+        pixels_3HW *= np.float32(colours.gain)
         np.minimum(pixels_3HW, 1, out=pixels_3HW)
-    if saturation or hue:
+    if colours.colourfulness != 1 or colours.turn:
         # A few rows at a time stay in the processor's cache: three times as fast.
         for row in range(0, pixels_3HW.shape[1], 32):
-            rows = pixels_3HW[:, row : row + 32]
-            shift_colours(rows, float(turn) if hue else 0.0, float(colourfulness) if saturation else 1.0)
-    if contrast and not contrast_first:
-        pixels_3HW *= np.float32(gain)
+            shift_colours(pixels_3HW[:, row : row + 32], colours.turn, colours.colourfulness)
+    if not colours.contrast_first and colours.gain != 1:
+        pixels_3HW *= np.float32(colours.gain)
         np.minimum(pixels_3HW, 1, out=pixels_3HW)
     return pixels_3HW
+
+
+@dataclass(frozen=True)
+class Colours:
+    """What `photometric` does to one image; as it stands, nothing.
+
+    Attributes:
+        delta: added. gain: factor of the contrast. contrast_first: whether it comes before saturation and hue.
+        colourfulness: factor of the saturation. turn: of the hue, in full circles.
+    """
+
+    delta: float = 0.0
+    gain: float = 1.0
+    colourfulness: float = 1.0
+    turn: float = 0.0
+    contrast_first: bool = True
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> Colours:
+        """Each change in every second image."""
+        brightness, contrast, saturation, hue = rng.random(4) < 0.5
+        contrast_first = bool(rng.random() < 0.5)
+        delta, gain, colourfulness, turn = rng.uniform((-32 / 255, 0.5, 0.5, -0.1), (32 / 255, 1.5, 1.5, 0.1)).tolist()
+        return cls(
+            delta if brightness else 0.0,
+            gain if contrast else 1.0,
+            colourfulness if saturation else 1.0,
+            turn if hue else 0.0,
+            contrast_first,
+        )
+
+    def numbers(self) -> tuple[float, float, float, float, float]:
+        """(delta, gain before, colourfulness, turn, gain after)."""
+        before, after = (self.gain, 1.0) if self.contrast_first else (1.0, self.gain)
+        return self.delta, before, self.colourfulness, self.turn, after
 
 
 def shift_colours(pixels_3HW: np.ndarray, turn: float, colourfulness: float) -> None:
@@ -219,5 +260,6 @@ _WRONG = {
     "max_share": lambda value: "" if _number(value) and 0 < value <= 1 else "a number above 0, up to 1",
     "flip": lambda value: "" if isinstance(value, bool) else "true or false",
     "colour": lambda value: "" if isinstance(value, bool) else "true or false",
+    "device": lambda value: "" if value in DEVICES else "auto, loader or accelerator",
 }
 """Key → what a value must be, "" where it is right."""

@@ -11,10 +11,12 @@ import numpy as np
 from runner.errors import Problem, UserError
 from runner.mixtures.augment import Augment, whole, wrong_size
 from runner.mixtures.base import Example
-from runner.mixtures.views import Layer, view_image, view_map
+from runner.mixtures.views import Layer, View, view_image, view_map
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from runner.mixtures.stored import StoredExample
 
 Fit = Literal["resize", "pad"]
 
@@ -52,6 +54,7 @@ class DenseDataset:
         size: (H, W) of examples. fit: how images of another size get there without augmentation, see `whole`.
         augment: what happens when `example` is given a generator.
         share_of: the class map that `augment.max_share` looks at, with its unlabelled stored value.
+        device: where examples are made, see `Augment.device`.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class DenseDataset:
         fit: Fit = "resize",
         augment: Augment | None = None,
         share_of: tuple[str, int] | None = None,
+        device: str = "auto",
     ) -> None:
         self.name = name
         self.tasks = tuple(tasks)
@@ -73,31 +77,26 @@ class DenseDataset:
         self.size = size
         self.fit = fit
         self.augment = augment
+        self.device = device
         self.share_of = share_of if augment is not None and augment.max_share < 1 else None
 
     def __len__(self) -> int:
         return len(self.indices)
 
+    def hands_over_stored(self, device: str) -> bool:
+        """Whether a model on a device of this type gets batches as they are stored."""
+        return self.device == "accelerator" or (self.device == "auto" and device == "cuda")
+
     def example(self, index: int, rng: np.random.Generator | None) -> Example:
         augment = self.augment if rng is not None else None
-        wanted = list(self.tasks)
-        if augment is not None and self.share_of is not None and self.share_of[0] not in wanted:
-            wanted.append(self.share_of[0])  # a single-task run sees the same crops as a joint one
-        record = self.source.read(int(self.indices[index]), wanted)
-        shape = (record.image.height, record.image.width)
-        if augment is None or rng is None:
-            view, colour = whole(shape, self.size, self.fit == "pad"), None
-        else:
-            grid = shape if self.fit == "pad" else self.size
-            labels, unlabelled = None, 0
-            if self.share_of is not None:
-                labels, unlabelled = record.maps[self.share_of[0]], self.share_of[1]
-            view = augment.draw(rng, grid, self.size, labels, unlabelled)
+        record, view = self._look(index, rng)
 
-            def colour(pixels_3HW: np.ndarray) -> np.ndarray:
-                return augment.distort(pixels_3HW, rng)
+        def colour(pixels_3HW: np.ndarray) -> np.ndarray:
+            assert augment is not None
+            assert rng is not None
+            return augment.distort(pixels_3HW, rng)
 
-        pixels = view_image(record.image, view, colour)
+        pixels = view_image(record.image, view, None if augment is None else colour)
         targets = {}
         for task in self.tasks:
             if task in record.maps:
@@ -107,6 +106,31 @@ class DenseDataset:
                     what = f"data set '{self.name}', example '{record.id}', task '{task}': {error}"
                     raise UserError(what, f"compare mixture.tasks.{task} with the data") from error
         return Example({"pixels": pixels}, targets, record.id)
+
+    def stored_example(self, index: int, rng: np.random.Generator | None) -> StoredExample:
+        """What `example` would be made of, for `runner.mixtures.stored`: drawn with the same random numbers."""
+        from runner.mixtures.stored import StoredExample  # needs torch, which the front end does without
+
+        record, view = self._look(index, rng)
+        maps = {task: record.maps[task] for task in self.tasks if task in record.maps}
+        colours = self.augment.colours(rng) if self.augment is not None and rng is not None else None
+        return StoredExample(np.asarray(record.image), maps, view, colours, record.id)
+
+    def _look(self, index: int, rng: np.random.Generator | None) -> tuple[Record, View]:
+        """An example's record, and what is seen of it."""
+        augment = self.augment if rng is not None else None
+        wanted = list(self.tasks)
+        if augment is not None and self.share_of is not None and self.share_of[0] not in wanted:
+            wanted.append(self.share_of[0])  # a single-task run sees the same crops as a joint one
+        record = self.source.read(int(self.indices[index]), wanted)
+        shape = (record.image.height, record.image.width)
+        if augment is None or rng is None:
+            return record, whole(shape, self.size, self.fit == "pad")
+        grid = shape if self.fit == "pad" else self.size
+        labels, unlabelled = None, 0
+        if self.share_of is not None:
+            labels, unlabelled = record.maps[self.share_of[0]], self.share_of[1]
+        return record, augment.draw(rng, grid, self.size, labels, unlabelled)
 
 
 def parse_geometry(size: Sequence[int], augment: Mapping[str, Any] | None) -> tuple[tuple[int, int], Augment | None]:

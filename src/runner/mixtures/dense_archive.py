@@ -127,6 +127,7 @@ class DenseArchive(Mixture):
             fit=self.fit,
             augment=self.augment if split == "train" else None,
             share_of=("segmentation", self.unlabelled) if "segmentation" in self.offered else None,
+            device=self.augment.device if self.augment is not None else "auto",
         )
         return {dataset.name: dataset}
 

@@ -86,6 +86,7 @@ class Rooms(Mixture):
             size=self.size,
             augment=self.augment if split == "train" else None,
             share_of=("segmentation", -100),
+            device=self.augment.device if self.augment is not None else "auto",
         )
         return {dataset.name: dataset}
 

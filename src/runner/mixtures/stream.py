@@ -18,6 +18,8 @@ import torch
 
 from runner.errors import Problem, UserError, suggest
 from runner.mixtures.collate import collate
+from runner.mixtures.dense import DenseDataset
+from runner.mixtures.stored import StoredGroup, collate_stored
 from runner.mixtures.workers import Loader, open_loader
 from runner.types import Batch, Group
 
@@ -101,6 +103,8 @@ class Stream:
         pad_token_id: of the tokenizer, for texts.
         pin_memory: for copies to a GPU that do not block.
         start: a state that this stream gave earlier; None starts at the beginning.
+        device: of the model. Data sets that hand over what is stored are made into examples there, and their groups lie
+            there; others come as they are loaded.
 
     Raises:
         UserError: an empty data set, a batch size that cannot be divided, or a state of other data sets.
@@ -120,6 +124,7 @@ class Stream:
         pad_token_id: int | None = None,
         pin_memory: bool = False,
         start: StreamState | None = None,
+        device: torch.device | None = None,
     ) -> None:
         parts = accumulation * world_size
         problems = [Problem(f"data set '{n}' has no training examples") for n, d in datasets.items() if len(d) == 0]
@@ -143,6 +148,7 @@ class Stream:
         self._batch_size, self._accumulation = batch_size, accumulation
         self._rank, self._world_size, self._seed = rank, world_size, seed
         self._num_workers, self._pad_token_id, self._pin_memory = num_workers, pad_token_id, pin_memory
+        self._device = device
         self._state: StreamState = {"step": int(start["step"]) if start else 0, "cursors": cursors}
         self._loader: Loader | None = None
 
@@ -154,7 +160,7 @@ class Stream:
     def __iter__(self) -> Iterator[tuple[list[Batch], dict[str, Any]]]:
         self.close()
         self._loader = open_loader(
-            _MakeBatch(self._datasets, self._seed, self._pad_token_id),
+            _MakeBatch(self._datasets, self._seed, self._pad_token_id, self._device),
             self._plan(),
             num_workers=self._num_workers,
             pin_memory=self._pin_memory,
@@ -163,7 +169,7 @@ class Stream:
 
     def _steps(self, loader: Loader) -> Iterator[tuple[list[Batch], dict[str, Any]]]:
         while True:
-            micro_batches = [next(loader) for _ in range(self._accumulation)]
+            micro_batches = [finished(next(loader), self._device) for _ in range(self._accumulation)]
             # The plan runs ahead of what was handed out (workers prefetch); this count does not.
             names = self._sampler.draw(self._state["step"], self._seed)
             self._state["step"] += 1
@@ -201,8 +207,11 @@ def eval_batches(
     world_size: int = 1,
     num_workers: int = 0,
     pad_token_id: int | None = None,
+    device: torch.device | None = None,
 ) -> Iterator[Group]:
     """Groups that together hold every example of `dataset` once over all ranks, in a fixed order, not augmented.
+
+    `device` as in `Stream`.
 
     Rank r has examples r, r + world_size, …; the last group of a rank may be smaller, and a rank may have none.
 
@@ -216,31 +225,44 @@ def eval_batches(
         [_Draw(dataset.name, [(None, index) for index in indices[begin : begin + batch_size]])]
         for begin in range(0, len(indices), batch_size)
     ]
-    make = _MakeBatch({dataset.name: dataset}, 0, pad_token_id)
+    make = _MakeBatch({dataset.name: dataset}, 0, pad_token_id, device)
     loader = open_loader(make, plan, num_workers=min(num_workers, len(plan)), pin_memory=False)
     try:
         for batch in loader:
-            yield from batch
+            yield from finished(batch, device)
     finally:
         loader.close()
+
+
+def finished(batch: Iterable[Group | StoredGroup], device: torch.device | None) -> Batch:
+    """A batch as the model reads it: groups that come as they are stored are made into examples on `device`."""
+    return [g.finish(device or torch.device("cpu")) if isinstance(g, StoredGroup) else g for g in batch]
 
 
 class _MakeBatch:
     """Loads, augments and collates; runs in the workers."""
 
-    def __init__(self, datasets: Mapping[str, Dataset], seed: int, pad_token_id: int | None) -> None:
+    def __init__(
+        self, datasets: Mapping[str, Dataset], seed: int, pad_token_id: int | None, device: torch.device | None
+    ) -> None:
         self.datasets, self.seed, self.pad_token_id = dict(datasets), seed, pad_token_id
+        self.stored = {
+            name
+            for name, dataset in datasets.items()
+            if device is not None and isinstance(dataset, DenseDataset) and dataset.hands_over_stored(device.type)
+        }
 
     def __call__(self, draws: Iterable[_Draw]) -> Batch:
         return [self._group(draw) for draw in draws]
 
-    def _group(self, draw: _Draw) -> Group:
+    def _group(self, draw: _Draw) -> Group | StoredGroup:
         dataset = self.datasets[draw.dataset]
+        make = dataset.stored_example if draw.dataset in self.stored else dataset.example  # type: ignore[attr-defined]
         examples = []
         for epoch, index in draw.examples:
             rng = None if epoch is None else augmentation_rng(self.seed, draw.dataset, epoch, index)
             try:
-                examples.append(dataset.example(index, rng))
+                examples.append(make(index, rng))
             except UserError as error:
                 place = f"data set '{draw.dataset}', example {index}: "
                 named = [Problem(place + p.what, p.hint, p.see) for p in error.problems]
@@ -248,5 +270,7 @@ class _MakeBatch:
             except Exception as error:
                 error.add_note(f"while loading example {index} of data set '{draw.dataset}'")
                 raise
+        if draw.dataset in self.stored:
+            return collate_stored(draw.dataset, examples, dataset.source.layers)  # type: ignore[attr-defined]
         with torch.no_grad():
             return collate(draw.dataset, examples, self.pad_token_id)

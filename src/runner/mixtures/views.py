@@ -224,6 +224,17 @@ class ClassDecoder:
             self._refuse(labels == _WRONG, stored)
         return labels
 
+    @property
+    def table(self) -> np.ndarray:
+        """(256,) int64: the class of each stored byte, -100 for unlabelled ones."""
+        return np.where(self._bytes == _WRONG, MISSING_INT, self._bytes)
+
+    def check(self, stored: np.ndarray) -> None:
+        """Refuse bytes that are neither a class nor unlabelled; raises as decoding does."""
+        wrong = self._bytes == _WRONG
+        if np.take(wrong, stored, mode="clip").any():
+            self._refuse(wrong[stored], stored)
+
     def _decode(self, stored: np.ndarray, strict: bool) -> np.ndarray:
         labels = stored - self.first
         labels = np.where((labels >= 0) & (labels < self.num_classes), labels, _WRONG)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from runner.errors import RunFailed, UserError, suggest
+from runner.legend import Legend
 from runner.specs import TaskKind
 from runner.tasks.metrics import Metrics
 from runner.types import MISSING_INT
@@ -114,6 +115,30 @@ class Task:
             is_prediction: which of the two.
         """
         raise NotImplementedError(f"task '{self.name}' is not dense")
+
+    def values(self, prediction: np.ndarray) -> np.ndarray:
+        """What a raw dense prediction (C, H, W) says, in the target's own terms.
+
+        Classes (H, W) of the smallest integers that hold them, or float32 (H, W) or (3, H, W): metres, probabilities,
+        unit vectors.
+        """
+        raise NotImplementedError(f"task '{self.name}' is not dense")
+
+    def legend(self, values: Sequence[np.ndarray] = ()) -> Legend:
+        """What the colours of `render` mean.
+
+        Args:
+            values: maps that the legend stands beside, as `values` gives them: classes in none of them are left out.
+        """
+        return Legend()
+
+    def error(self, prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """A picture (H, W, 3) uint8 of how wrong a raw dense prediction is; `error_legend` explains it."""
+        raise NotImplementedError(f"task '{self.name}' is not dense")
+
+    def error_legend(self) -> Legend:
+        """What the colours of `error` mean."""
+        return Legend()
 
     def describe(self, value: np.ndarray, is_prediction: bool) -> str:
         """A few words on one example of a pooled or token task; arguments as in `render`."""

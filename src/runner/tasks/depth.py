@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from runner.errors import UserError
+from runner.legend import Legend
 from runner.tasks.base import Elementwise, count, down, same_shape, up, where_labelled
-from runner.tasks.colours import range_to_rgb
+from runner.tasks.colours import error_legend, error_to_rgb, range_legend, range_to_rgb
 from runner.tasks.metrics import Metrics
 from runner.tasks.variants import metrics_with_variants, with_variants
 
@@ -126,6 +127,24 @@ class Depth(Elementwise):
         depth = torch.from_numpy(np.ascontiguousarray(value[0])).double()
         depth = self.metres(depth) if is_prediction else torch.where(has_depth(depth), depth, torch.nan)
         return range_to_rgb(depth.numpy(), self.low, self.high)
+
+    def values(self, prediction: np.ndarray) -> np.ndarray:
+        return self.metres(torch.from_numpy(np.ascontiguousarray(prediction[0])).double()).float().numpy()
+
+    def legend(self, values: Sequence[np.ndarray] = ()) -> Legend:
+        return range_legend(self.low, self.high, " m")
+
+    def error(self, prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
+        true = np.where((target[0] > 0) & np.isfinite(target[0]), target[0], np.nan)
+        return error_to_rgb(np.abs(self.values(prediction) - true), self.worst)
+
+    def error_legend(self) -> Legend:
+        return error_legend(self.worst, " m")
+
+    @property
+    def worst(self) -> float:
+        """The error in metres from which on pictures of errors do not get brighter: a fifth of the range."""
+        return (self.high - self.low) / 5
 
 
 def has_depth(target: Tensor) -> Tensor:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
 
 from runner.config.kinds import Fraction
+from runner.legend import Legend
 from runner.tasks.base import Elementwise, up
 from runner.tasks.binary_maps import THRESHOLDS, f_scores, probability, threshold_counts, weighted_bce
 from runner.tasks.boundaries.metric import BoundaryMetrics, boundary_scores
-from runner.tasks.colours import grey_to_rgb
+from runner.tasks.colours import error_legend, error_to_rgb, grey_legend, grey_to_rgb
 from runner.tasks.metrics import Metrics
 
 
@@ -74,3 +75,15 @@ class Edge(Elementwise):
 
     def render(self, value: np.ndarray, is_prediction: bool) -> np.ndarray:
         return grey_to_rgb(probability(value, is_prediction))
+
+    def values(self, prediction: np.ndarray) -> np.ndarray:
+        return probability(prediction, True).astype(np.float32)
+
+    def legend(self, values: Sequence[np.ndarray] = ()) -> Legend:
+        return grey_legend("no edge", "edge")
+
+    def error(self, prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
+        return error_to_rgb(np.abs(self.values(prediction) - target[0]), 1.0)
+
+    def error_legend(self) -> Legend:
+        return error_legend(1.0, "")

@@ -9,10 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from runner.legend import Legend
 from runner.tasks.base import Elementwise, count, down, same_shape, up, where_labelled
-from runner.tasks.colours import directions_to_rgb
+from runner.tasks.colours import DIRECTIONS, directions_to_rgb, error_legend, error_to_rgb
 from runner.tasks.metrics import Metrics
 from runner.tasks.variants import metrics_with_variants, with_variants
+
+WORST = 60.0
+"""Degrees from which on pictures of errors do not get brighter."""
 
 SHARES = (11.25, 22.5, 30.0)
 BIN = 0.01
@@ -92,6 +96,21 @@ class Normals(Elementwise):
         if is_prediction:
             value = unit(torch.from_numpy(np.ascontiguousarray(value)).float()[None])[0].numpy()
         return directions_to_rgb(value)
+
+    def values(self, prediction: np.ndarray) -> np.ndarray:
+        return unit(torch.from_numpy(np.ascontiguousarray(prediction)).float()[None])[0].numpy()
+
+    def legend(self, values: Sequence[np.ndarray] = ()) -> Legend:
+        return DIRECTIONS
+
+    def error(self, prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
+        known = np.square(target).sum(0) > 0
+        true = unit(torch.from_numpy(np.where(known, target, 0.0)).float()[None])
+        found = angles(torch.from_numpy(self.values(prediction))[None], true)[0].numpy()
+        return error_to_rgb(np.where(known, found, np.nan), WORST)
+
+    def error_legend(self) -> Legend:
+        return error_legend(WORST, "°")
 
 
 def has_normal(target: Tensor) -> Tensor:

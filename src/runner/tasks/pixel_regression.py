@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from runner.legend import Legend
 from runner.tasks.base import Elementwise, count, down, same_shape, where_labelled
-from runner.tasks.colours import grey_to_rgb
+from runner.tasks.colours import error_legend, error_to_rgb, grey_legend, grey_to_rgb
 from runner.tasks.depth import checked_range
 from runner.tasks.metrics import Metrics
 
@@ -69,3 +70,15 @@ class PixelRegression(Elementwise):
 
     def render(self, value: np.ndarray, is_prediction: bool) -> np.ndarray:
         return grey_to_rgb((value[0] - self.low) / (self.high - self.low))
+
+    def values(self, prediction: np.ndarray) -> np.ndarray:
+        return prediction[0].astype(np.float32)
+
+    def legend(self, values: Sequence[np.ndarray] = ()) -> Legend:
+        return grey_legend(f"{self.low:g}", f"{self.high:g}")
+
+    def error(self, prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
+        return error_to_rgb(np.abs(prediction[0] - target[0]), self.high - self.low)
+
+    def error_legend(self) -> Legend:
+        return error_legend(self.high - self.low, "")

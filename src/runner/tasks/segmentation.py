@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from runner.config.kinds import Fraction, PositiveInt
 from runner.errors import RunFailed, UserError
-from runner.tasks.base import Elementwise, Task, check_labels, up
-from runner.tasks.colours import classes_to_rgb
+from runner.legend import Legend
+from runner.tasks.base import Elementwise, Task, check_labels, check_names, up
+from runner.tasks.colours import RIGHT_OR_WRONG, classes_to_rgb, right_or_wrong
 from runner.tasks.metrics import Metrics, accuracy, class_counts, mean_iou, mean_recall
 from runner.tasks.variants import metrics_with_variants, with_variants
 from runner.types import MISSING_INT
@@ -29,7 +30,7 @@ class Segmentation(Elementwise):
     Args:
         num_classes: classes, with the background where it counts as one.
         label_smoothing: share of the target that is spread over all classes.
-        class_weights: one weight per class.
+        class_weights: one weight per class. class_names: for legends.
         headline, head: see `Task`.
         variants: see `runner.tasks.variants`; and `miou_all`: classes that occur nowhere count as 0, as in the released
             code of ASTMT and InvPT; the same on any split in which every class occurs.
@@ -45,6 +46,7 @@ class Segmentation(Elementwise):
         num_classes: PositiveInt,
         label_smoothing: Fraction = 0.0,
         class_weights: list[float] | None = None,
+        class_names: list[str] | None = None,
         headline: Literal["miou", "pixel_acc", "mean_acc", "loss"] = "miou",
         variants: Sequence[str] = (),
         head: Mapping[str, Any] | None = None,
@@ -54,6 +56,7 @@ class Segmentation(Elementwise):
         directions = with_variants(name, up("miou", "pixel_acc", "mean_acc", *whole), parts)
         super().__init__(name, out_channels=num_classes, directions=directions, headline=headline, head=head)
         self.num_classes = num_classes
+        self.class_names = check_names(name, class_names, num_classes)
         self.variants = tuple(parts)
         self.whole = tuple(whole)
         self.label_smoothing = label_smoothing
@@ -85,6 +88,27 @@ class Segmentation(Elementwise):
     def render(self, value: np.ndarray, is_prediction: bool) -> np.ndarray:
         return classes_to_rgb(value.argmax(0) if is_prediction else value)
 
+    def values(self, prediction: np.ndarray) -> np.ndarray:
+        return prediction.argmax(0).astype(np.uint8 if self.num_classes <= 256 else np.uint16)
+
+    def legend(self, values: Sequence[np.ndarray] = ()) -> Legend:
+        pixels = np.zeros(self.num_classes, np.int64)
+        for value in values:
+            known = value[value >= 0]
+            pixels += np.bincount(known.ravel().astype(np.int64), minlength=self.num_classes)[: self.num_classes]
+        shown = sorted(np.flatnonzero(pixels), key=lambda c: -pixels[c]) if values else range(self.num_classes)
+        rgb = classes_to_rgb(np.arange(self.num_classes))
+        return Legend(tuple((self.class_names[c], tuple(rgb[c].tolist())) for c in shown))
+
+    def error(self, prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
+        return right_or_wrong(prediction.argmax(0) != target, target >= 0)
+
+    def error_legend(self) -> Legend:
+        return RIGHT_OR_WRONG
+
+
+HUMAN_PARTS = ["background", "head", "torso", "upper arm", "lower arm", "upper leg", "lower leg"]
+
 
 class HumanParts(Segmentation):
     """Segmentation of a person into parts, as on PASCAL-Context: background and six parts, mIoU over all seven.
@@ -93,7 +117,7 @@ class HumanParts(Segmentation):
 
     Args:
         num_classes: 7 = background, head, torso, upper arm, lower arm, upper leg, lower leg.
-        label_smoothing, class_weights, headline, variants, head: see `Segmentation`.
+        label_smoothing, class_weights, class_names, headline, variants, head: see `Segmentation`.
     """
 
     kind = "dense"
@@ -106,6 +130,7 @@ class HumanParts(Segmentation):
         num_classes: PositiveInt = 7,
         label_smoothing: Fraction = 0.0,
         class_weights: list[float] | None = None,
+        class_names: list[str] | None = None,
         headline: Literal["miou", "pixel_acc", "mean_acc", "loss"] = "miou",
         variants: Sequence[str] = (),
         head: Mapping[str, Any] | None = None,
@@ -115,6 +140,7 @@ class HumanParts(Segmentation):
             num_classes=num_classes,
             label_smoothing=label_smoothing,
             class_weights=class_weights,
+            class_names=class_names or (HUMAN_PARTS if num_classes == len(HUMAN_PARTS) else None),
             headline=headline,
             variants=variants,
             head=head,

@@ -5,13 +5,14 @@ Pictures of one evaluation become one PNG sheet, examples in words one Markdown 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from runner.files import write_atomic
+from runner.legend import Legend
 
 Shown = np.ndarray | str
 """A picture (H, W, 3) uint8, or words."""
@@ -25,11 +26,15 @@ class Panel:
         id: the example's readable id.
         input: what the model saw.
         rows: (task, target, prediction); both of one kind.
+        errors: task → picture of what is wrong with the prediction.
+        legends: task → what the colours of target and prediction mean, and those of the error.
     """
 
     id: str
     input: Shown
     rows: Sequence[tuple[str, Shown, Shown]]
+    errors: Mapping[str, np.ndarray] = field(default_factory=dict)
+    legends: Mapping[str, tuple[Legend, Legend]] = field(default_factory=dict)
 
     @property
     def has_picture(self) -> bool:

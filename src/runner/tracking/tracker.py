@@ -112,16 +112,24 @@ class Tracker:
         self._console.progress(step, total, losses, lr, examples_per_s, eta_s)
 
     def panels(self, step: int, split: str, panels: Sequence[Panel]) -> None:
-        """Write prediction panels under `panels/` (pictures as one PNG, texts as one table) and to W&B."""
+        """Write prediction panels under `panels/` (pictures as one PNG, texts as one table) and to W&B.
+
+        Those of the validation split also make strips: the same images at every evaluation.
+        """
         if not panels:
             return
         try:
             written = write_panels(self.run_dir / "panels", f"{split}-step-{step:08d}", panels)
+            strips = {}
+            if split == "validation" and self.verb == "train" and any(panel.has_picture for panel in panels):
+                from runner.tracking.strip import write_strips  # Pillow is needed for pictures only
+
+                strips = write_strips(self.run_dir / "panels", step, panels)
         except OSError as error:  # a picture is not worth a run
             self.notice(f"prediction panels cannot be written: {error}")
             return
         self._has_panels = True
-        self._wandb.panels(step, split, panels, written)
+        self._wandb.panels(step, split, panels, written, strips)
 
     def plots(self) -> None:
         """Draw curves and maps of the whole run under `plots/` and hand them to W&B, if `tracking.plots`."""

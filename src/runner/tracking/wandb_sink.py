@@ -130,13 +130,16 @@ class WandbSink:
         )
 
     @never_fatal
-    def panels(self, step: int, split: str, panels: Sequence[Panel], image: Path | None) -> None:
-        """The sheet of pictures as an image; examples in words as a table."""
+    def panels(
+        self, step: int, split: str, panels: Sequence[Panel], image: Path | None, strips: Mapping[str, Path]
+    ) -> None:
+        """The sheet of pictures as an image, with the strips (task → file); examples in words as a table."""
         import wandb
 
         media: dict[str, Any] = {}
         if image is not None:
             media[f"{split}/panels"] = wandb.Image(str(image), caption=f"step {step}")
+        media |= {f"{split}/strip_{task}": wandb.Image(str(path)) for task, path in strips.items()}
         rows = text_rows(panels)
         if rows:
             media[f"{split}/examples"] = wandb.Table(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -16,6 +16,11 @@ from runner.specs import InputSpec
 from runner.tasks.base import Task
 from runner.training.panels import make_panels
 from runner.weighting.engine import Reduce, identity
+
+if TYPE_CHECKING:
+    from runner.config.schema import TrainerConfig
+    from runner.training.assemble import Parts
+    from runner.training.processes import Processes
 
 Results = dict[str, dict[str, float]]
 """Task → metric → value; `loss` is the task's mean loss over the split."""
@@ -54,6 +59,7 @@ def evaluate(
                 world_size=world_size,
                 num_workers=num_workers,
                 pad_token_id=inputs.pad_token_id,
+                device=device,
             ):
                 on_device = group.to(device)
                 with autocast():
@@ -74,6 +80,39 @@ def evaluate(
         results[name] = {"loss": loss_sum / count if count else math.nan}
         results[name] |= {metric: float(value) for metric, value in metrics[name].compute().items()}
     return results, shown
+
+
+def evaluate_parts(
+    model: nn.Module,
+    datasets: Mapping[str, Dataset],
+    parts: Parts,
+    processes: Processes,
+    settings: TrainerConfig,
+    **changed: Any,
+) -> tuple[Results, list[Any]]:
+    """`evaluate` with everything as a run has it.
+
+    Args:
+        model: of the run, or one made of it. datasets: a split's. parts, processes, settings: of the run.
+        changed: keywords of `evaluate` that are otherwise, such as `panels`.
+    """
+    usual = {
+        "batch_size": settings.eval_batch_size or settings.batch_size,
+        "num_workers": settings.num_workers,
+        "panels": settings.panels,
+    }
+    return evaluate(
+        model,
+        parts.tasks,
+        datasets,
+        parts.inputs,
+        device=processes.device,
+        rank=processes.rank,
+        world_size=processes.count,
+        reduce=processes.reduce,
+        autocast=processes.accelerator.autocast,
+        **(usual | changed),
+    )
 
 
 @contextmanager

@@ -196,11 +196,13 @@ class LookAhead:
 
 
 def label_counts(micro_batches: list[Batch], tasks: Mapping[str, Any]) -> torch.Tensor:
-    """(M, K) labelled elements of this rank's micro-batches; computed on the CPU, so that a GPU need not wait."""
-    counts = torch.zeros(len(micro_batches), len(tasks), dtype=torch.float64)
-    for k, (name, task) in enumerate(tasks.items()):
-        for m, batch in enumerate(micro_batches):
-            for group in batch:
-                if name in group.targets:
-                    counts[m, k] += float(task.loss_count(group.targets[name]))
-    return counts
+    """(M, K) labelled elements of this rank's micro-batches, float64; where the targets lie, so that nobody waits."""
+    none = torch.zeros((), dtype=torch.float64)
+
+    def counted(batch: Batch, name: str) -> torch.Tensor:
+        found = [tasks[name].loss_count(group.targets[name]) for group in batch if name in group.targets]
+        return torch.stack(found).double().sum() if found else none
+
+    counts = [counted(batch, name) for batch in micro_batches for name in tasks]
+    device = next((count.device for count in counts if count is not none), none.device)
+    return torch.stack([count.to(device) for count in counts]).view(len(micro_batches), len(tasks))

@@ -26,7 +26,7 @@ from runner.tracking import Tracker
 from runner.training.assemble import Parts, assemble, counted_as_shared, has_batchnorm, trainable
 from runner.training.averages import Averages
 from runner.training.checkpoints import Checkpoints, check_inputs, load_weights, rng_state, set_rng_state
-from runner.training.evaluate import evaluate
+from runner.training.evaluate import evaluate_parts
 from runner.training.forward import Forward
 from runner.training.look_ahead import LookAhead, label_counts
 from runner.training.mt_adamw import MTAdamW
@@ -176,6 +176,7 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
         pad_token_id=parts.inputs.pad_token_id,
         pin_memory=device.type == "cuda",
         start=stream_state,
+        device=device,
     )
 
     look_ahead = LookAhead.of(weighting, config, forward, model, engine, processes, accumulation, parts, loaded)
@@ -212,20 +213,7 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
     def validate() -> None:
         evaluated = ema if ema is not None else model
         processes.share_buffers(evaluated)
-        results, panels = evaluate(
-            evaluated,
-            tasks,
-            validation_sets,
-            parts.inputs,
-            batch_size=settings.eval_batch_size or settings.batch_size,
-            device=device,
-            num_workers=settings.num_workers,
-            rank=processes.rank,
-            world_size=processes.count,
-            reduce=processes.reduce,
-            autocast=accelerator.autocast,
-            panels=settings.panels,
-        )
+        results, panels = evaluate_parts(evaluated, validation_sets, parts, processes, settings)
         selection.update(step, results)
         if tracker is not None:
             tracker.scalars(step, "validation", results | selection.extra())

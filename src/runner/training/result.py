@@ -18,7 +18,7 @@ from runner.tracking import Tracker
 from runner.training.assemble import Parts, probe_group
 from runner.training.comparison import compare
 from runner.training.cost import forward_cost
-from runner.training.evaluate import Results, evaluate
+from runner.training.evaluate import Results, evaluate_parts
 from runner.training.processes import Processes
 from runner.training.selection import Selection
 from runner.weighting.base import MODES, Weighting
@@ -49,20 +49,7 @@ def write_result(
     split = settings.final_split or "validation"
     results = selection.best_results
     if split == "test":
-        results, panels = evaluate(
-            model,
-            parts.tasks,
-            parts.mixture.datasets(split),
-            parts.inputs,
-            batch_size=settings.eval_batch_size or settings.batch_size,
-            device=processes.device,
-            num_workers=settings.num_workers,
-            rank=processes.rank,
-            world_size=processes.count,
-            reduce=processes.reduce,
-            autocast=processes.accelerator.autocast,
-            panels=settings.panels,
-        )
+        results, panels = evaluate_parts(model, parts.mixture.datasets(split), parts, processes, settings)
         if tracker is not None:
             tracker.scalars(steps, split, results)
             tracker.panels(steps, split, panels)
@@ -105,19 +92,7 @@ def _study(model: nn.Module, parts: Parts, settings: TrainerConfig, processes: P
     plain: Any = model.module if isinstance(model, AveragedModel) else model
 
     def measure() -> Results:
-        return evaluate(
-            plain,
-            parts.tasks,
-            parts.mixture.datasets("validation"),
-            parts.inputs,
-            batch_size=settings.eval_batch_size or settings.batch_size,
-            device=processes.device,
-            num_workers=settings.num_workers,
-            rank=processes.rank,
-            world_size=processes.count,
-            reduce=processes.reduce,
-            autocast=processes.accelerator.autocast,
-        )[0]
+        return evaluate_parts(plain, parts.mixture.datasets("validation"), parts, processes, settings, panels=0)[0]
 
     probe = probe_group(parts.inputs).to(processes.device)
     return plain.study(measure, lambda tasks: forward_cost(plain, probe, tasks).flops)

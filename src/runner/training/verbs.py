@@ -13,7 +13,7 @@ from runner.launching.rundir import RunDirectory
 from runner.tracking import Tracker
 from runner.training.assemble import assemble
 from runner.training.checkpoints import Checkpoints, check_inputs, load_weights
-from runner.training.evaluate import evaluate
+from runner.training.evaluate import evaluate_parts
 from runner.training.processes import Processes
 from runner.training.result import clean
 
@@ -50,19 +50,11 @@ def evaluate_run(run: RunDirectory) -> int:
         else None
     )
     step = int(checkpoint.name.removeprefix("step-"))
-    results, panels = evaluate(
-        model,
-        parts.tasks,
-        parts.mixture.datasets(request["split"]),
-        parts.inputs,
-        batch_size=request["batch_size"] or settings.eval_batch_size or settings.batch_size,
-        device=processes.device,
-        num_workers=request["num_workers"],
-        rank=processes.rank,
-        world_size=processes.count,
-        reduce=processes.reduce,
-        autocast=processes.accelerator.autocast,
-        panels=request["panels"],
+    asked = {key: request[key] for key in ("num_workers", "panels")}
+    if request["batch_size"]:
+        asked["batch_size"] = request["batch_size"]
+    results, panels = evaluate_parts(
+        model, parts.mixture.datasets(request["split"]), parts, processes, settings, **asked
     )
     if tracker is not None:
         tracker.scalars(step, request["split"], results)

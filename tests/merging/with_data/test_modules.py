@@ -164,3 +164,15 @@ def test_a_module_comes_back_from_its_tensors_and_plain_values(strategy, tmp_pat
     load_weights(again, tmp_path / "model.safetensors")
     found = outputs(again, data)
     assert all(torch.equal(found[t], expected[t]) for t in expected)
+
+
+def test_what_all_experts_know_can_be_left_out():
+    """around=general: base + routed (θ_t − mean), of which the mean over experts is nothing."""
+    models, data = make()
+    merged = Smile(around="general", rank=8, top=2).fit(models, data).module
+    own, base = merged.frame.state_dict(), models.base
+    for path in ("backbone.first", "backbone.second"):
+        torch.testing.assert_close(own[f"{path}.layer.weight"], base.whole(f"{path}.weight"))
+        layer = merged.frame.get_submodule(path)
+        whole = layer.up @ layer.down
+        torch.testing.assert_close(whole.sum(0), torch.zeros_like(whole[0]), rtol=0, atol=1e-5)

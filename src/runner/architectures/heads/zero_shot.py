@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -80,7 +81,7 @@ def text_embeddings(checkpoint: str, classes: Sequence[str], templates: Sequence
     Raises:
         UserError: there is no such checkpoint, or it has no text tower or tokenizer.
     """
-    from transformers import AutoTokenizer, CLIPTextModelWithProjection
+    from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModelWithProjection
 
     from runner.backbones.hub import local_checkpoint
     from runner.backbones.pretrained import quiet
@@ -88,9 +89,17 @@ def text_embeddings(checkpoint: str, classes: Sequence[str], templates: Sequence
     where = f"head.checkpoint={checkpoint}"
     directory = local_checkpoint(checkpoint, "head.checkpoint")
     try:
+        found = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        own = {k: v for k, v in (found.get("text_config") or {}).items() if k != "model_type"}
+        config = CLIPTextConfig(**{**own, "projection_dim": found.get("projection_dim", 512)})
         with quiet():
             tower, report = CLIPTextModelWithProjection.from_pretrained(
-                directory, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
+                directory,
+                config=config,
+                use_safetensors=True,
+                trust_remote_code=False,
+                dtype=torch.float32,
+                output_loading_info=True,
             )
     except Exception as error:  # whatever a damaged or foreign checkpoint makes transformers raise
         raise UserError(f"{where} cannot be loaded as CLIP: {_first(error)}") from error

@@ -1,0 +1,1 @@
+"""A trained dense model on a person's own pictures: `runner predict`."""
