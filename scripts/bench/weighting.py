@@ -39,8 +39,9 @@ from torch import Tensor, nn
 from runner.config.build import build
 from runner.config.paths import config_root
 from runner.weighting.base import GradientWeighting
-from runner.weighting.engine import Engine, identity
+from runner.weighting.engine import Engine
 from runner.weighting.reach import find_reach
+from runner.weighting.step import identity
 
 
 class Net(nn.Module):

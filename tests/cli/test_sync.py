@@ -40,7 +40,7 @@ def test_the_lines_that_upload_are_printed(runner, outputs):
     folder = "outputs/train/demo/a/wandb/offline-run-2026010"
     assert answer.out.splitlines() == [
         "wandb sync --project mine outputs/sweeps/s/jobs/000-x/wandb/offline-run-20260102_000001-abc",
-        f"wandb sync --project mine {folder}1_000001-abc {folder}1_000002-abc",
+        f"wandb sync --project mine --include-synced {folder}1_000001-abc {folder}1_000002-abc",
     ]
     assert len(runner("sync", "--dry-run", "outputs/sweeps/s").out.splitlines()) == 1
 
@@ -70,8 +70,9 @@ def test_pieces_of_a_run_are_sent_together_with_those_that_were_sent_before(
     answer = runner("sync", "outputs")
     assert answer.code == expected
     assert [command[3] for command, _ in calls] == ["sync", "sync"]
-    assert calls[1][0][4:6] == [str(p) for p in sorted(Path("outputs/train/demo/a/wandb").iterdir())]
-    assert all("WANDB_MODE" not in env and command[-1] == "--include-synced" for command, env in calls)
+    pieces = [str(p) for p in sorted(Path("outputs/train/demo/a/wandb").iterdir())]
+    assert calls[1][0][4:] == ["--include-synced", *pieces] and "--include-synced" not in calls[0][0]
+    assert all("WANDB_MODE" not in env for _, env in calls)
     assert ("were not uploaded" in answer.err) == bool(code)
 
 

@@ -22,8 +22,9 @@ from runner.config.build import build
 from runner.config.paths import config_root
 from runner.errors import UserError
 from runner.weighting.base import CrossWeighting, LossWeighting
-from runner.weighting.engine import Engine, NonFiniteLoss, identity
+from runner.weighting.engine import Engine
 from runner.weighting.reach import find_reach
+from runner.weighting.step import NonFiniteLoss, identity
 from tests.training.wrappers.worlds import Ranks
 
 OPTIONS = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(Path(config_root()).glob("weighting/*.yaml"))}

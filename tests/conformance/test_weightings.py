@@ -16,8 +16,9 @@ from runner.config.build import build
 from runner.config.paths import config_root
 from runner.errors import UserError
 from runner.weighting.base import CrossWeighting, GradientWeighting, LossWeighting, MatrixWeighting
-from runner.weighting.engine import Engine, identity
+from runner.weighting.engine import Engine
 from runner.weighting.reach import find_reach
+from runner.weighting.step import identity
 
 OPTIONS = sorted(Path(config_root()).glob("weighting/*.yaml"))
 TASKS = {

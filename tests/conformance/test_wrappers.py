@@ -14,7 +14,7 @@ from runner.config.static import Report
 from runner.config.weighting_fit import wrapper_architecture, wrapper_fit
 from runner.mixtures.base import Example
 from runner.training.wrappers.base import Wrapper
-from runner.weighting.engine import NonFiniteLoss
+from runner.weighting.step import NonFiniteLoss
 from tests.training.wrappers.worlds import Net, Ranks, World, counts_of, make_group, make_tasks, option, part
 
 EVERY = sorted(path.stem for path in config_root().glob("wrapper/*.yaml"))

@@ -58,6 +58,13 @@ def info(run: Path) -> dict:
 def test_every_element_is_struck_and_ends_in_the_same_bits(tmp_path):
     """Requeue, time limit, preemption and a node that dies, one each."""
     script = [sys.executable, str(ROOT / "scripts/slurm_requeue.py"), "--out", str(tmp_path), "--jobs", "4"]
+    script += [
+        "--",
+        "trainer.max_steps=60",
+        "trainer.checkpoint_every=5",
+        "trainer.eval_every=20",
+        "tracking.plots=false",
+    ]
     done = subprocess.run(script, capture_output=True, text=True, env=environment(), timeout=900, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "4 of 4 complete, identical" in done.stdout

@@ -69,6 +69,8 @@ def test_numbers_stand_under_their_headings(found):
 
 def test_a_narrow_terminal_gets_blocks_that_fit(found):
     shown = draw(found, width=70)
+    sentences = shown.splitlines()
+    assert max(len(line) for line in sentences if line.startswith(("all runs", "  "))) <= 70
     table = shown.split("  mean ±")[0].split("\n\n", 2)[2]
     assert max(map(len, table.splitlines())) <= 70
     assert table.count("weighting    n") > 1
@@ -149,6 +151,35 @@ def test_latex_compiles(told, tmp_path):
     (tmp_path / "page.tex").write_text(page)
     done = subprocess.run(["pdflatex", "-interaction=nonstopmode", "page.tex"], cwd=tmp_path, capture_output=True)
     assert done.returncode == 0, done.stdout.decode()[-2000:]
+
+
+AWKWARD = [
+    "[depth,edge]", "*", "50%_of $5 & #1", "a^b~c\\d{e}", "<b>|x|", "λ=0.1, Ω, Α, ο", "ties×2 ± ≈ ↑↓ → … − ≤ µ °C",
+    "Süß-Žluťoučký", "中文 \U0001f600 ﬁ", '"quoted" `it\'s`',
+]  # fmt: skip
+
+
+def test_latex_is_plain_whatever_the_names(told):
+    for name in AWKWARD:
+        shown = markup._tex(name)
+        assert not shown.startswith(("[", "*")) and all(c < "\u0180" for c in shown), shown
+    assert markup._tex("λ_Ω") == "$\\lambda$\\_$\\Omega$" and markup._tex("中") == "[U+4E2D]"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex on this machine")
+def test_latex_compiles_whatever_the_names(told, tmp_path):
+    """Every name as a cell at the beginning of a row, and what the page then says."""
+    rows = "\n".join(f"{markup._tex(name)} & $1$ \\\\" for name in AWKWARD)
+    body = f"\\begin{{tabular}}{{lr}}\\toprule x & n \\\\\n{rows}\n\\bottomrule\\end{{tabular}}"
+    page = f"\\documentclass{{article}}\\usepackage{{booktabs}}\\begin{{document}}{body}\\end{{document}}"
+    (tmp_path / "page.tex").write_text(page)
+    done = subprocess.run(["pdflatex", "-interaction=nonstopmode", "page.tex"], cwd=tmp_path, capture_output=True)
+    assert done.returncode == 0 and b"\n!" not in done.stdout, done.stdout.decode()[-2000:]
+    if shutil.which("pdftotext"):
+        said = subprocess.run(["pdftotext", "-layout", "page.pdf", "-"], cwd=tmp_path, capture_output=True, text=True)
+        for words in ("[depth,edge]", "50%", "λ", "Süß", "[U+4E2D]"):
+            assert words in said.stdout, said.stdout
 
 
 def test_latex_marks_what_cannot_be_told_from_the_best(told):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from runner.training.averages import Averages
-from runner.weighting.engine import StepReport
+from runner.weighting.step import StepReport
 
 NAN = float("nan")
 

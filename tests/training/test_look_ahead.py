@@ -14,9 +14,10 @@ from runner.training.forward import Forward
 from runner.training.look_ahead import LookAhead, label_counts
 from runner.types import Group
 from runner.weighting.base import Weighting
-from runner.weighting.engine import Engine, identity
+from runner.weighting.engine import Engine
 from runner.weighting.equal import Equal
 from runner.weighting.reach import find_reach
+from runner.weighting.step import identity
 
 
 class Squares:

@@ -15,9 +15,10 @@ from torch import nn
 from runner.training.forward import Forward
 from runner.training.second_forward import buffers_kept, random_replayed, rng_state, second_losses
 from runner.types import Group
-from runner.weighting.engine import Engine, identity
+from runner.weighting.engine import Engine
 from runner.weighting.equal import Equal
 from runner.weighting.reach import find_reach
+from runner.weighting.step import identity
 
 
 class Squares:

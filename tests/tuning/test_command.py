@@ -165,11 +165,15 @@ def jobs() -> Path | None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_resumably_and_the_command_goes_on(capfd):
+@pytest.mark.parametrize("how", ["ctrl-c", "cancel"])
+def test_ctrl_c_stops_resumably_and_the_command_goes_on(how, capfd):
     arguments = [LR, "trainer.clip_norm=2", "tune.trials=3", "launch.jobs=2"]
     process = start(*arguments)
     wait_for(lambda: jobs() is not None and len(list(jobs().glob("*/checkpoint"))) == 2)
-    process.send_signal(signal.SIGINT)
+    if how == "cancel":
+        assert main(["cancel", str(folder())]) == 0 and f"told process {process.pid}" in capfd.readouterr().out
+    else:
+        process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 75, output
     assert "the same command goes on with it" in output and "no torch" in output
@@ -318,3 +322,24 @@ def test_a_dry_run_leaves_nothing(capfd):
     out = capfd.readouterr().out
     assert "optimizer.lr = tag(log,interval(1e-5,1e-1))" in out and "endless" in out
     assert not Path("outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "first"),
+    [
+        ([LR, "tune.startup=4"], "0-3"),
+        ([LR, "tune.startup=4", "tune.trials=2"], "0-1"),
+        ([LR, "launch.slurm.max_parallel=2"], "0-1"),
+        (["optimizer.lr=1e-3,1e-4", "weighting=equal,pcgrad,dwa", "tune.sampler=grid"], "0-5"),
+    ],
+)
+def test_a_dry_run_with_slurm_writes_the_scripts_of_the_first_trials(more, first, capfd):
+    assert tune(*more, "launch=slurm", "tune.driver=slurm", "--dry-run") == 0
+    out = capfd.readouterr().out
+    place = folder()
+    assert sorted(path.name for path in place.iterdir()) == ["driver.sbatch", "slurm", "submit.sbatch"]
+    text, driver = ((place / name).read_text() for name in ("submit.sbatch", "driver.sbatch"))
+    assert text in out and driver in out and f"#SBATCH --array={first}" in text
+    assert f"#SBATCH --job-name={place.name}-driver" in driver and "#SBATCH --array" not in driver
+    for script in (text, driver):
+        assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0

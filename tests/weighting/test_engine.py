@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from runner.weighting.base import LossWeighting
-from runner.weighting.engine import Engine, NonFiniteLoss, identity
+from runner.weighting.engine import Engine
 from runner.weighting.equal import Equal
 from runner.weighting.fixed import Fixed
 from runner.weighting.pcgrad import PCGrad
 from runner.weighting.reach import find_reach
+from runner.weighting.step import NonFiniteLoss, identity
 from runner.weighting.uncertainty import Uncertainty
 
 TASKS = {

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from runner.errors import RunFailed
-from runner.weighting.engine import Engine, identity
+from runner.weighting.engine import Engine
 from runner.weighting.equal import Equal
 from runner.weighting.mgda import MGDA, min_norm_weights
 from runner.weighting.moco import MoCo
 from runner.weighting.reach import find_reach
+from runner.weighting.step import identity
 from tests.weighting.test_engine import TASKS, full_losses, sums_and_counts, task_gradients
 from tests.weighting.test_engine import setting as setting
 

@@ -14,11 +14,12 @@ from runner.config.build import build
 from runner.config.paths import config_root
 from runner.errors import UserError
 from runner.weighting.base import GradientWeighting
-from runner.weighting.engine import Engine, NonFiniteLoss, identity
+from runner.weighting.engine import Engine
 from runner.weighting.gram_sums import linear_gram
 from runner.weighting.mgda import MGDA
 from runner.weighting.pcgrad import PCGrad
 from runner.weighting.reach import find_reach
+from runner.weighting.step import NonFiniteLoss, identity
 
 TASKS = {name: SimpleNamespace(loss_kind="regression") for name in "abc"}
 CONFIGS = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(config_root().glob("weighting/*.yaml"))}

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from runner.weighting.engine import Engine, identity
+from runner.weighting.engine import Engine
 from runner.weighting.modo import MoDo
 from runner.weighting.reach import find_reach
 from runner.weighting.sdmgrad import SDMGrad, direction_weights
 from runner.weighting.solvers import min_norm, simplex_minimum
+from runner.weighting.step import identity
 
 TASKS = {name: SimpleNamespace(loss_kind="regression") for name in "abc"}
 

@@ -80,7 +80,7 @@ class MTSL(Architecture):
         Args:
             depths: task → how many stages to run.
         """
-        owner = self.owner.tolist()
+        owner = self.structure()
         known: dict[tuple[int, ...], Reached] = {}
         states: dict[str, list[Tensor]] = {}
         runs: dict[str, StageRun] = {}
@@ -101,10 +101,15 @@ class MTSL(Architecture):
         run = replace(run, switches=list(run.switches))  # others may go on from the same place
         return backbone.stage(len(before), x, run)[1], run
 
+    def structure(self) -> list[list[int]]:
+        """`owner` as numbers; on the meta device, where nothing has a value, that of the start."""
+        start = [list(range(len(self.names)))] * len(self.owner)
+        return start if self.owner.is_meta else self.owner.tolist()
+
     def groups(self) -> list[list[list[str]]]:
         """For every stage, the groups of tasks that run it together."""
         found = []
-        for index, owners in enumerate(self.owner.tolist()):
+        for index, owners in enumerate(self.structure()):
             having = [t for t, name in enumerate(self.names) if self.depths[name] > index]
             found.append(
                 [[self.names[t] for t in having if owners[t] == o] for o in sorted({owners[t] for t in having})]

@@ -94,6 +94,17 @@ class ImageBackbone(Backbone):
                 module.keep(self.kept)
 
     @property
+    def entry_channels(self) -> int:
+        """Channels of what the first stage reads: looked at, since stems differ."""
+        modes = {module: module.training for module in self.modules()}
+        self.eval()
+        with torch.no_grad():
+            entry, _ = self.begin({"pixels": torch.zeros(1, 3, 64, 64)})
+        for module, mode in modes.items():
+            module.training = mode
+        return entry.shape[1]
+
+    @property
     def stage_channels(self) -> tuple[int, ...]:
         """Channels of the state after each stage."""
         return self.stage_spec.channels

@@ -48,11 +48,11 @@ class MLP(Backbone):
             nn.Embedding(values, embedding_dim or min(50, (values + 1) // 2)) for values in inputs.cardinalities
         )
         width, depth = PRESETS[size]
-        sizes = [inputs.num_numeric + sum(e.embedding_dim for e in self.embeddings)] + [width] * depth
+        self.num_numeric = inputs.num_numeric
+        sizes = [self.entry_channels] + [width] * depth
         self.layers = nn.ModuleList(
             nn.Sequential(nn.Linear(before, after), nn.ReLU(), nn.Dropout(dropout)) for before, after in pairwise(sizes)
         )
-        self.num_numeric = inputs.num_numeric
         self.spec = FeatureSpec(dim=width)
         self.finish(frozen, gradient_checkpointing=False)
 
@@ -62,6 +62,11 @@ class MLP(Backbone):
         for layer in self.layers:
             x_BD = layer(x_BD)
         return Features(pooled=x_BD)
+
+    @property
+    def entry_channels(self) -> int:
+        """All columns, embedded."""
+        return self.num_numeric + sum(e.embedding_dim for e in self.embeddings)
 
     @property
     def stage_channels(self) -> tuple[int, ...]:

@@ -46,10 +46,14 @@ class Staged(Protocol):
     """What such a backbone has besides the methods of `Backbone`.
 
     Attributes:
+        entry_channels: C of what the first stage reads.
         stage_channels: C of the state after each stage that serves a wanted kind of task.
         inner_channels: C of the inner map of each stage, see `stage`.
         stage_strides: input pixels per cell of that state; empty where states are no maps.
     """
+
+    @property
+    def entry_channels(self) -> int: ...
 
     @property
     def stage_channels(self) -> tuple[int, ...]: ...

@@ -182,9 +182,7 @@ def _write_sweep(asked: Asked, study: optuna.Study, needs: Sequence[dict[str, An
 
     arguments = asked.trials.argv([])[1:]
     name = str(asked.config["name"])
-    write_sweep(
-        asked.folder, study, asked.space, asked.objective, asked.settings, asked.argv, name, needs, arguments
-    )  # fmt: skip
+    write_sweep(asked.folder, study, asked.space, asked.objective, asked.settings, asked.argv, name, needs, arguments)
 
 
 # ---- the driver, in a job of its own ---------------------------------------------------------------------------------

@@ -111,7 +111,7 @@ def status(info: dict[str, Any]) -> str:
     status = str(info.get("status"))
     if status != "RUNNING":
         return status
-    return "RUNNING" if alive(info) else "RUNNING?  (its process is gone: killed)"
+    return "RUNNING" if alive(info) else "KILLED  (its process is gone)"
 
 
 def alive(info: dict[str, Any]) -> bool:

@@ -93,7 +93,7 @@ def _need(place: SweepDirectory, number: int, need: dict[str, Any], queued: dict
 
 
 def _count(states: Any) -> str:
-    counts = Counter(str(state).split()[0].rstrip("?").lower() for state in states)
+    counts = Counter(str(state).split()[0].lower() for state in states)
     return ", ".join(f"{count} {state}" for state, count in counts.most_common())
 
 

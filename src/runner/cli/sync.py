@@ -43,7 +43,7 @@ def run(arguments: Sequence[str]) -> int:
         print(f"{what} in {', '.join(map(str, folders))}")
         return EXIT_DONE
     options = [word for flag in ("--project", "--entity") if flag in flags for word in (flag, flags[flag])]
-    commands = {path: ["wandb", "sync", *options, *map(str, pieces)] for path, pieces in todo.items()}
+    commands = {path: ["wandb", "sync", *options, *again(pieces), *map(str, pieces)] for path, pieces in todo.items()}
     if "--dry-run" in flags:
         _print(commands)
         return EXIT_DONE
@@ -79,14 +79,22 @@ def unsynced(path: Path) -> list[Path]:
     again: they are one run, and W&B takes them in order.
     """
     pieces = sorted((path / "wandb").glob("offline-run-*"))
-    return pieces if any(not list(piece.glob("*.wandb.synced")) for piece in pieces) else []
+    return pieces if not all(map(_sent, pieces)) else []
+
+
+def again(pieces: Sequence[Path]) -> list[str]:
+    """The flag without which W&B passes over pieces that it has sent before; see `unsynced`."""
+    return ["--include-synced"] if any(map(_sent, pieces)) else []
+
+
+def _sent(piece: Path) -> bool:
+    return any(piece.glob("*.wandb.synced"))
 
 
 def _upload(path: Path, command: list[str], number: int, total: int) -> bool:
     print(f"{number} of {total}: {path}", flush=True)
     environment = {k: v for k, v in os.environ.items() if k != "WANDB_MODE"}  # "offline" would upload nothing
-    # All pieces, also those that an earlier sync has sent: see `unsynced`.
-    line = [sys.executable, "-m", "wandb", *command[1:], "--include-synced"]
+    line = [sys.executable, "-m", "wandb", *command[1:]]
     return subprocess.run(line, env=environment, check=False).returncode == 0
 
 

@@ -130,11 +130,11 @@ def script(place: SweepDirectory, launch: Mapping[str, Any], numbers: Sequence[i
     step = ["srun --kill-on-bad-exit=1" + (f" --cpus-per-task={per_node}" if per_node else "")]
     step += [asked["container"]] if asked["container"] else []
     step += [f'{python} -m runner.launching.element {shlex.quote(str(place.path))} "$SLURM_ARRAY_TASK_ID"']
-    what = "the runs that its jobs need (baselines, experts)" if needs else "its jobs"
+    what = "the runs that its jobs need (baselines, experts)" if needs else "the jobs of a sweep, or trials of a search"
     head = [
         "#!/bin/bash",
-        f"# Sweep {place.id}: {what}, one element of an array each.",
-        f"# `runner train … launch=slurm` wrote this; by hand: sbatch {shlex.quote(str(place.path / name))}",
+        f"# {place.id}: {what}, one element of an array each.",
+        f"# `runner … launch=slurm` wrote this; by hand: sbatch {shlex.quote(str(place.path / name))}",
         "# An element goes on in its run's own directory, however often it is requeued: before the time limit",
         f"# (USR2, {asked['grace']} s ahead), on preemption and on `scontrol requeue` it saves first.",
     ]

@@ -114,7 +114,7 @@ class SlurmPool(Pool):
         Raises:
             UserError: Slurm has refused to answer, or to submit, for a long time; or the first time.
         """
-        if time.monotonic() - self._looked < LOOK_S and not self._unplaced():
+        if time.monotonic() - self._looked < LOOK_S and not self._to_place():
             time.sleep(timeout)
             return []
         self._looked = time.monotonic()
@@ -139,14 +139,15 @@ class SlurmPool(Pool):
 
     # ---- submitting ------------------------------------------------------------------------------------------------
 
-    def _unplaced(self) -> list[Job]:
+    def _to_place(self) -> list[Job]:
+        """Jobs that may be submitted now, and are not known to be in the queue."""
         if self._silent_since is not None and time.monotonic() - self._asked < ASK_S:
             return []  # it was just refused
-        return [job for job in self._open if not job.ended and not job.running]
+        return [job for job in self._open if not job.ended and not job.running and self.ready(job) and not job.ended]
 
     def _start(self) -> None:
         """Find jobs that are in the queue or done already; submit the others, as one array of each kind."""
-        ready = [job for job in self._unplaced() if self.ready(job) and not job.ended]
+        ready = self._to_place()
         if not ready:
             return
         new = self._find_again(ready)

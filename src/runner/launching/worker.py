@@ -2,7 +2,8 @@
 
     python -m runner.launching.worker RUN_DIR [--dry-run]
 
-Started by `runner.launching.front`, directly or through `accelerate launch`. It never composes a configuration.
+Started by a front end (`front`, `pool`) or by an element of a Slurm array, once per process of the run, with torchrun's
+variables where there are several. It never composes a configuration.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 
 from runner.reporting.delta_m import RULES
@@ -101,13 +102,35 @@ def _tex_cell(cell: Cell) -> str:
 
 _TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "Δ": r"$\Delta$", "±": r"$\pm$", "≈": r"$\approx$",
-    "·": r"$\cdot$", "–": "--",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", "|": "$|$", '"': "''",
+    "±": r"$\pm$", "≈": r"$\approx$", "·": r"$\cdot$", "×": r"$\times$", "–": "--", "…": r"\dots{}", "−": "$-$",
+    "↑": r"$\uparrow$", "↓": r"$\downarrow$", "→": r"$\rightarrow$", "←": r"$\leftarrow$", "≤": r"$\leq$",
+    "≥": r"$\geq$", "≠": r"$\neq$", "∞": r"$\infty$", "∇": r"$\nabla$", "²": "$^2$", "³": "$^3$", "µ": r"$\mu$",
+    "°": r"$^\circ$",
 }  # fmt: skip
+_ROMAN = {"OMICRON": "O", "ALPHA": "A", "BETA": "B", "EPSILON": "E", "ZETA": "Z", "ETA": "H", "IOTA": "I"}
+_ROMAN |= {"KAPPA": "K", "MU": "M", "NU": "N", "RHO": "P", "TAU": "T", "CHI": "X"}
+"""Greek capitals that TeX has no command for."""
 
 
 def _tex(text: str) -> str:
-    return "".join(_TEX.get(letter, letter) for letter in text)
+    r"""Text for LaTeX's own fonts; a letter that they do not have is named, so that the page compiles all the same."""
+    shown = "".join(map(_tex_letter, text))
+    # Behind the \\ of the row before, these would be taken for its argument.
+    return f"{{}}{shown}" if shown.startswith(("[", "*")) else shown
+
+
+def _tex_letter(letter: str) -> str:
+    if letter in _TEX or letter < "\x7f":
+        return _TEX.get(letter, letter)
+    name = unicodedata.name(letter, "")
+    if name.startswith("GREEK"):
+        word = name.rpartition(" ")[2].replace("LAMDA", "LAMBDA")
+        if name == f"GREEK SMALL LETTER {name.rpartition(' ')[2]}":
+            return "o" if word == "OMICRON" else f"$\\{word.lower()}$"
+        if name == f"GREEK CAPITAL LETTER {name.rpartition(' ')[2]}":
+            return _ROMAN.get(word, f"$\\{word.capitalize()}$")
+    return letter if name.startswith("LATIN") and letter < "\u0180" else f"[U+{ord(letter):04X}]"
 
 
 def comma_separated(report: Report, metrics: Chosen) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from itertools import groupby
 
@@ -67,7 +68,7 @@ def _table(
     lines = []
     constant = constant_line(table)
     if constant:
-        lines.append(paint(f"all runs: {constant}", "2"))
+        lines += [paint(line, "2") for line in _fold(f"all runs: {constant}", width, "", "  ")]
     if not table.rows:
         return [*lines, "no run is completed yet"]
     columns = make_columns(table, metrics, definitions)
@@ -79,7 +80,18 @@ def _table(
             "",
         ]
     marks = (MARKS["best"], MARKS["close"], MARKS["unclear"])
-    return [*lines, *(paint(f"  {note}", "2") for note in notes(table, columns, marks))]
+    folded = (line for note in notes(table, columns, marks) for line in _fold(note, width, "  ", "    "))
+    return [*lines, *(paint(line, "2") for line in folded)]
+
+
+def _fold(text: str, width: int | None, first: str, rest: str) -> list[str]:
+    """A sentence in lines that fit."""
+    if width is None:
+        return [f"{first}{text}"]
+    return textwrap.wrap(
+        text, max(20, width), initial_indent=first, subsequent_indent=rest, break_long_words=False,
+        break_on_hyphens=False,
+    )  # fmt: skip
 
 
 def _blocks(columns: Sequence[Column], cells: Sequence[Sequence[Cell]], width: int | None) -> list[list[int]]:

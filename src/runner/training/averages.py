@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from runner.weighting.engine import StepReport
+from runner.weighting.step import StepReport
 
 
 class Averages:

@@ -15,7 +15,7 @@ from runner.mixtures.stream import eval_batches
 from runner.specs import InputSpec
 from runner.tasks.base import Task
 from runner.training.panels import make_panels
-from runner.weighting.engine import Reduce, identity
+from runner.weighting.step import Reduce, identity
 
 if TYPE_CHECKING:
     from runner.config.schema import TrainerConfig

@@ -22,7 +22,8 @@ from runner.training.forward import Forward
 from runner.training.processes import Processes
 from runner.training.second_forward import buffers_kept, random_replayed
 from runner.types import Batch
-from runner.weighting.base import Examples, Weighting
+from runner.weighting.base import Weighting
+from runner.weighting.bilevel import Examples
 from runner.weighting.engine import Engine
 
 _SALT = 0x1EAD

@@ -38,7 +38,8 @@ from runner.training.selection import Selection
 from runner.training.start import start
 from runner.training.wrappers.base import Surroundings, Wrapper
 from runner.weighting.base import MODES
-from runner.weighting.engine import Engine, NonFiniteLoss
+from runner.weighting.engine import Engine
+from runner.weighting.step import NonFiniteLoss
 
 
 def train(run: RunDirectory, stop: StopFlag) -> int:

@@ -9,7 +9,7 @@ from runner.errors import RunFailed
 from runner.files import write_json
 from runner.training.processes import Processes
 from runner.types import Batch
-from runner.weighting.engine import NonFiniteLoss
+from runner.weighting.step import NonFiniteLoss
 
 
 def report_nonfinite(

@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from runner.errors import UserError
-from runner.weighting.engine import Reduce, identity
+from runner.weighting.step import Reduce, identity
 
 
 @dataclass

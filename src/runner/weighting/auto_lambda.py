@@ -11,7 +11,8 @@ from torch import Tensor
 from runner.config.kinds import PositiveFloat
 from runner.errors import Problem, UserError, suggest
 from runner.tasks.base import Task
-from runner.weighting.base import LookAhead, LossWeighting
+from runner.weighting.base import LossWeighting
+from runner.weighting.bilevel import LookAhead
 from runner.weighting.own_adam import OwnAdam
 
 _REACH = 0.01

@@ -10,12 +10,13 @@ processes, so that nothing they do depends on how a batch was split (see `runner
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from runner.tasks.base import Task
+from runner.weighting.bilevel import LookAhead
 
 Heads = Literal["weighted", "unweighted"]
 """Whether the parameters of a single task get its coefficient too, or the gradient of its plain loss."""
@@ -96,34 +97,6 @@ class Weighting(nn.Module):
         return None
 
 
-class LookAhead(Protocol):
-    """What a bilevel method may ask before a step; exact over micro-batches and processes, and without a trace.
-
-    "train" are the examples of the coming step, "held_out" as many others. Gradients are vectors (P,) over all
-    trainable parameters in their order, float32.
-    """
-
-    lr: float
-    """Learning rate of the model in the coming step."""
-    epoch: int
-    """Epochs that have ended."""
-
-    def present(self, examples: Examples) -> Tensor:
-        """(k,) int64, the positions of the tasks that have a label among them."""
-
-    def losses(self, examples: Examples, at: Tensor | None = None) -> Tensor:
-        """Losses (k,) of those tasks, with the parameters moved by `at` (P,)."""
-
-    def gradients(self, examples: Examples, at: Tensor | None = None) -> Tensor:
-        """Their gradients (k, P): k backward passes."""
-
-    def gradient(self, examples: Examples, weights: Tensor, at: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The gradient (P,) of the weighted sum of those losses, weights (k,), and the losses: one backward pass."""
-
-
-Examples = Literal["train", "held_out"]
-
-
 class LossWeighting(Weighting):
     """Needs the losses only: one forward, one backward."""
 
@@ -141,17 +114,33 @@ class LossWeighting(Weighting):
         raise NotImplementedError
 
 
-class GradientWeighting(Weighting):
+class PerTaskWeighting(Weighting):
+    """Needs a backward pass per task, of the parameters that count as shared.
+
+    Args:
+        heads: see `Heads`. scale: see `Scale`.
+        shared: patterns of the names of the parameters that count as shared, such as `backbone.*`; None takes all that
+            more than one task's loss reaches. The others are treated as task-specific parameters are (see `heads`).
+    """
+
+    def __init__(
+        self, tasks: Mapping[str, Task], heads: Heads, scale: Scale = "paper", shared: Sequence[str] | None = None
+    ) -> None:
+        super().__init__(tasks)
+        self.heads = heads
+        self.scale = scale
+        self.shared_patterns = shared
+
+
+class GradientWeighting(PerTaskWeighting):
     """Needs one backward pass per task; sees the gradients through their Gram matrix.
 
     Own parameters, where a method has them, get their gradient in `solve` (the engine multiplies it by the loss scale).
 
     Args:
-        heads: see `Heads`. scale: see `Scale`. mode: see `Mode`.
+        heads, scale, shared: see `PerTaskWeighting`. mode: see `Mode`.
         every: solve in every n-th optimizer step only and keep the coefficients in between. Such a step costs one
             backward pass. A task that the last solve did not see brings the next one forward.
-        shared: patterns of the names of the parameters that count as shared, such as `backbone.*`; None takes all that
-            more than one task's loss reaches. The others are treated as task-specific parameters are (see `heads`).
     """
 
     needs: ClassVar[str] = "gradients"
@@ -167,12 +156,9 @@ class GradientWeighting(Weighting):
         mode: Mode = "parameters",
         shared: Sequence[str] | None = None,
     ) -> None:
-        super().__init__(tasks)
-        self.heads = heads
-        self.scale = scale
+        super().__init__(tasks, heads, scale, shared)
         self.every = every
         self.mode = mode
-        self.shared_patterns = shared
         self.step = 0
         if every > 1:
             for name in ("kept", "kept_heads"):
@@ -223,30 +209,23 @@ class GradientWeighting(Weighting):
         return None if shared.isnan().any() else (shared, heads)
 
 
-class MatrixWeighting(Weighting):
+class MatrixWeighting(PerTaskWeighting):
     """Needs the K×P matrix of per-task gradients itself, not only its Gram matrix; may keep K×P state.
 
     Buffers of K×P floats are named in `per_parameter`; the engine says how long they are (`attach`) and a checkpoint
     restores them.
 
     Args:
-        heads, scale, shared: as for `GradientWeighting`; the engine applies `scale`.
+        heads, scale, shared: see `PerTaskWeighting`; the engine applies `scale`.
     """
 
     needs: ClassVar[str] = "gradients"
     per_parameter: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
-        self,
-        tasks: Mapping[str, Task],
-        heads: Heads,
-        scale: Scale = "paper",
-        shared: Sequence[str] | None = None,
+        self, tasks: Mapping[str, Task], heads: Heads, scale: Scale = "paper", shared: Sequence[str] | None = None
     ) -> None:
-        super().__init__(tasks)
-        self.heads = heads
-        self.scale = scale
-        self.shared_patterns = shared
+        super().__init__(tasks, heads, scale, shared)
         for name in self.per_parameter:
             self.register_buffer(name, None)
 
@@ -281,32 +260,20 @@ class MatrixWeighting(Weighting):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-class CrossWeighting(Weighting):
+class CrossWeighting(PerTaskWeighting):
     """Needs per-task gradients of independent parts of the step's batch: products of two of them are unbiased.
 
     The step is cut into three parts of consecutive micro-batches with the shares `parts`. The first two give
     C = G_B G_Aᵀ (K×K), the third the gradient that is applied. The loop makes as many micro-batches as it takes.
 
     Args:
-        heads, scale, shared: as for `GradientWeighting`.
+        heads, scale, shared: see `PerTaskWeighting`.
     """
 
     needs: ClassVar[str] = "gradients of three parts of the batch"
     log_losses: ClassVar[bool] = False
     parts: ClassVar[tuple[int, ...]] = (1, 1, 2)
     """Shares of the two parts that are compared, and of the third; four micro-batches divide most batches."""
-
-    def __init__(
-        self,
-        tasks: Mapping[str, Task],
-        heads: Heads,
-        scale: Scale = "paper",
-        shared: Sequence[str] | None = None,
-    ) -> None:
-        super().__init__(tasks)
-        self.heads = heads
-        self.scale = scale
-        self.shared_patterns = shared
 
     def update(self, cross: Tensor, present: Tensor) -> None:
         """Move the weights.
@@ -320,25 +287,3 @@ class CrossWeighting(Weighting):
     def current(self, present: Tensor) -> Tensor:
         """Coefficients (k,) float32 of the third part's gradients, for the tasks of the step."""
         raise NotImplementedError
-
-
-class GeneratorState(nn.Module):
-    """A random generator whose state is part of `state_dict`: same draws on every rank and after a resume.
-
-    Args:
-        seed: None takes the run's, which torch was seeded with before anything was built.
-    """
-
-    def __init__(self, seed: int | None) -> None:
-        super().__init__()
-        self.generator = torch.Generator().manual_seed(torch.initial_seed() if seed is None else seed)
-
-    def get_extra_state(self) -> Tensor:
-        return self.generator.get_state()
-
-    def set_extra_state(self, state: Tensor) -> None:
-        self.generator.set_state(state.cpu())
-
-    def permutation(self, n: int) -> list[int]:
-        """A uniform random order of 0…n-1."""
-        return torch.randperm(n, generator=self.generator).tolist()

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from runner.config.kinds import PositiveFloat, PositiveInt
 from runner.tasks.base import Task
-from runner.weighting.base import LookAhead, LossWeighting
+from runner.weighting.base import LossWeighting
+from runner.weighting.bilevel import LookAhead
 from runner.weighting.checks import require_positive
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from runner.weighting.base import CrossWeighting, rescaled
 from runner.weighting.buffer import TaskGradients
-from runner.weighting.engine import Engine, Pass, add_grad, set_grad
+from runner.weighting.engine import Engine, Pass
+from runner.weighting.step import add_grad, set_grad
 
 
 class CrossPass(Pass):

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from runner.config.kinds import NonNegativeFloat, PositiveFloat, PositiveInt
 from runner.tasks.base import Task
-from runner.weighting.base import LookAhead, LossWeighting
+from runner.weighting.base import LossWeighting
+from runner.weighting.bilevel import LookAhead
 from runner.weighting.own_adam import OwnAdam
 from runner.weighting.solvers import Array, min_norm, simplex_minimum
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from runner.config.kinds import Fraction, NonNegativeInt
 from runner.tasks.base import Task
-from runner.weighting.base import GeneratorState, MatrixWeighting
+from runner.weighting.base import MatrixWeighting
+from runner.weighting.draws import GeneratorState
 
 
 class GradDrop(MatrixWeighting):

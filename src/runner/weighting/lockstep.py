@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from runner.errors import UserError
 from runner.weighting.cut import Cut, cut, map_tensors
-from runner.weighting.engine import Engine, Pass, add_grad, identity
+from runner.weighting.engine import Engine, Pass
 from runner.weighting.gram_sums import GramSums, linear_gram
+from runner.weighting.step import add_grad, identity
 
 
 @dataclass

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from runner.weighting.base import CrossWeighting, LossWeighting, MatrixWeighting
 from runner.weighting.buffer import TaskGradients, gram_matrix
-from runner.weighting.engine import Engine, Pass, add_grad, set_grad
+from runner.weighting.engine import Engine, Pass
+from runner.weighting.step import add_grad, set_grad
 
 
 def choose(engine: Engine) -> Pass:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from runner.config.kinds import NonNegativeInt, PositiveInt
 from runner.tasks.base import Task
-from runner.weighting.base import GeneratorState, GradientWeighting
+from runner.weighting.base import GradientWeighting
+from runner.weighting.draws import GeneratorState
 
 
 class PCGrad(GradientWeighting):

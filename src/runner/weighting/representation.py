@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from runner.errors import UserError
 from runner.weighting.buffer import TaskGradients, gram_matrix
 from runner.weighting.cut import Cut, cut, map_tensors
-from runner.weighting.engine import Engine, Pass, add_grad, set_grad
+from runner.weighting.engine import Engine, Pass
+from runner.weighting.step import add_grad, set_grad
 
 
 class RepresentationPass(Pass):

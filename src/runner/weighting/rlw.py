@@ -10,7 +10,8 @@ from torch import Tensor
 
 from runner.config.kinds import NonNegativeInt
 from runner.tasks.base import Task
-from runner.weighting.base import GeneratorState, LossWeighting
+from runner.weighting.base import LossWeighting
+from runner.weighting.draws import GeneratorState
 
 Distribution = Literal["normal", "uniform", "dirichlet", "bernoulli", "constrained_bernoulli"]
 """normal, uniform, dirichlet: softmax of standard normal, U(0, 1) or Dirichlet(1, …, 1) numbers. bernoulli: a fair

@@ -16,8 +16,9 @@ from runner.tasks.segmentation import Segmentation
 from runner.training.forward import Forward
 from runner.training.wrappers.base import Surroundings, Wrapper
 from runner.types import Group, everything
-from runner.weighting.engine import Engine, StepReport, identity
+from runner.weighting.engine import Engine
 from runner.weighting.reach import find_reach
+from runner.weighting.step import StepReport, identity
 from tests.architectures.worlds import make
 from tests.training.wrappers.worlds import CPU, Ranks, counts_of, option, part
 

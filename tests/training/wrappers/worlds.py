@@ -19,8 +19,9 @@ from runner.tasks.regression import Regression
 from runner.training.forward import Forward
 from runner.training.wrappers.base import Surroundings, Wrapper
 from runner.types import Features, Group
-from runner.weighting.engine import Engine, StepReport, identity
+from runner.weighting.engine import Engine
 from runner.weighting.reach import find_reach
+from runner.weighting.step import StepReport, identity
 
 BUILDING = threading.Lock()
 CPU = torch.device("cpu")

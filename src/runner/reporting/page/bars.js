@@ -12,7 +12,7 @@ function deltaPart(group) {
     const [name, better, words, source] = data.definitions.find(d => d[0] === state.definition);
     const rows = group.settings().filter(row => row.v[`Δm/${name}`] && row.v[`Δm/${name}`][0] !== null);
     const sorted = rows.sort((a, b) => (better === "up" ? -1 : 1) * (a.v[`Δm/${name}`][0] - b.v[`Δm/${name}`][0]));
-    hint.textContent = `${words}, ${better === "up" ? "higher" : "lower"} is better (${source}); bar: mean, whisker: 95 % t-interval of the mean, points: seeds; grey: ± one deviation of the baseline itself`;
+    hint.textContent = `${words}, ${better === "up" ? "higher" : "lower"} is better (${source}); bar: mean, ${sorted.some(row => row.n > 2) ? "whisker: 95 % t-interval of the mean (from 3 seeds), " : ""}points: seeds; grey: ± one deviation of the baseline itself`;
     more.hidden = sorted.length <= MOST_BARS;
     more.textContent = all ? `the best ${MOST_BARS}` : `all ${sorted.length}`;
     body.replaceChildren();

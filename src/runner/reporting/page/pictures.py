@@ -55,7 +55,12 @@ def read_words(path: Path) -> list[list[str]]:
     except (OSError, ValueError):
         return []
     rows = [line.strip().strip("|") for line in lines if line.startswith("|") and not line.startswith("|---")]
-    return [[cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", row)] for row in rows[: MOST_ROWS + 1]]
+    cells = [
+        [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", row)] for row in rows[: MOST_ROWS + 1]
+    ]
+    if cells and cells[0][:2] == ["example", "input"] and all(row[0] == row[1] for row in cells[1:]):
+        cells = [[row[0], *row[2:]] for row in cells]  # inputs that have no words, such as a row of numbers
+    return cells
 
 
 def collect(settings: Sequence[tuple[str, Sequence[tuple[int, Run]]]], budget: float) -> tuple[list[dict], int]:

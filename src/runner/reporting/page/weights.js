@@ -54,14 +54,17 @@ function conflictPart(group) {
 }
 
 function heat(cards, row, tasks, found, kind) {
-  const body = el("div"), size = Math.max(26, Math.min(46, 200 / tasks.length)), left = 90, top = 6, n = tasks.length;
+  const body = el("div"), size = Math.max(26, Math.min(64, 220 / tasks.length)), left = 90, top = 6, n = tasks.length;
+  const longest = Math.min(13, Math.max(...tasks.map(task => task.length))), tilted = longest * 6.4 > size;
   cards.append(el("div", { class: "card" }, el("div", { class: "top" }, el("h4", {}, row.label)), body));
-  const height = top + n * size + 22, width = left + n * size + 10;
+  const foot = top + n * size, height = foot + (tilted ? 14 + longest * 4.2 : 22), width = left + n * size + 10;
   const root = draw("svg", { viewBox: `0 0 ${width} ${height}`, width, style: "max-width: 100%", role: "img", "aria-label": `${kind} of ${row.label}` }, body);
   const short = (text, most) => text.length > most ? `${text.slice(0, most - 1)}…` : text;
   tasks.forEach((a, i) => {
     draw("text", { x: left - 6, y: top + (i + .5) * size + 4, "text-anchor": "end" }, root, short(a, 13));
-    draw("text", { x: left + (i + .5) * size, y: height - 8, "text-anchor": "middle" }, root, short(a, Math.max(3, Math.floor(size / 6.2))));
+    const x = left + (i + .5) * size;
+    if (tilted) draw("text", { x: x + 4, y: foot + 12, "text-anchor": "end", transform: `rotate(-38 ${x + 4} ${foot + 12})` }, root, short(a, 13));
+    else draw("text", { x, y: foot + 15, "text-anchor": "middle" }, root, a);
     tasks.forEach((b, j) => {
       const values = found[`${a}~${b}`] || found[`${b}~${a}`], x = left + j * size, y = top + i * size;
       const value = i === j ? null : values ? mean(values) : null;

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from runner.training.wrappers.base import Wrapper
 from runner.types import Batch
-from runner.weighting.engine import StepReport, add_grad
+from runner.weighting.step import StepReport, add_grad
 
 
 class AddedLoss(Wrapper):

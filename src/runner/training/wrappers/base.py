@@ -25,7 +25,8 @@ from runner.tasks.base import Task
 from runner.training.forward import Forward
 from runner.types import Batch
 from runner.weighting.base import Weighting
-from runner.weighting.engine import Engine, Reduce, StepReport
+from runner.weighting.engine import Engine
+from runner.weighting.step import Reduce, StepReport
 
 
 @dataclass(frozen=True)

@@ -24,17 +24,10 @@ class FeatureTap:
     """
 
     def __init__(self, model: nn.Module, wrapper: str) -> None:
-        backbones = model.all_backbones()  # type: ignore[operator]
-        if len(backbones) != 1:
-            raise UserError(
-                f"wrapper={wrapper} needs one representation that the tasks share, "
-                f"this architecture has {len(backbones)} backbones",
-                "architecture=hard_sharing, or wrapper=none",
-                "runner ls architecture",
-            )
+        self.wrapper, self.architecture = wrapper, type(model).__name__
         self.seen: list[Features] = []
         self._on = False
-        backbones[0].register_forward_hook(self._keep)
+        only_backbone(model, wrapper).register_forward_hook(self._keep)
 
     def _keep(self, module: nn.Module, inputs: Any, output: Features) -> None:
         if self._on:
@@ -45,12 +38,40 @@ class FeatureTap:
 
     @contextmanager
     def watching(self) -> Iterator[list[Features]]:
-        """The features of every group that goes through the model inside."""
+        """The features of every group that goes through the model inside.
+
+        Raises:
+            UserError: the architecture drives the backbone stage by stage, and there are no such features.
+        """
         self.seen, self._on = [], True
         try:
             yield self.seen
         finally:
             self._on = False
+        if not self.seen:
+            raise UserError(
+                f"wrapper={self.wrapper} needs one representation that the tasks share, and {self.architecture} makes "
+                "each task's own between the stages of the backbone",
+                "architecture=hard_sharing, or wrapper=none",
+                "runner ls architecture",
+            )
+
+
+def only_backbone(model: nn.Module, wrapper: str) -> nn.Module:
+    """The one backbone of an architecture.
+
+    Raises:
+        UserError: there are several.
+    """
+    backbones = model.all_backbones()  # type: ignore[operator]
+    if len(backbones) != 1:
+        raise UserError(
+            f"wrapper={wrapper} needs one representation that the tasks share, "
+            f"this architecture has {len(backbones)} backbones",
+            "architecture=hard_sharing, or wrapper=none",
+            "runner ls architecture",
+        )
+    return backbones[0]
 
 
 def candidates(features: Features) -> list[Tensor]:

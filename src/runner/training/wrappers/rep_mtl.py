@@ -17,7 +17,7 @@ from runner.training.wrappers.base import Surroundings, Wrapper, plain_gradients
 from runner.training.wrappers.features import FeatureTap, by_position, candidates
 from runner.types import Batch, Features
 from runner.weighting.base import Weighting
-from runner.weighting.engine import StepReport, set_grad
+from runner.weighting.step import StepReport, set_grad
 
 TINY = 1e-12
 

@@ -19,10 +19,10 @@ from runner.mixtures.stream import eval_batches
 from runner.tasks.base import Task
 from runner.training.forward import Forward
 from runner.training.wrappers.base import Surroundings, Wrapper
-from runner.training.wrappers.features import FeatureTap, by_position
+from runner.training.wrappers.features import by_position, only_backbone
 from runner.types import MISSING_INT, Batch, Features, Group
 from runner.weighting.base import Weighting
-from runner.weighting.engine import StepReport
+from runner.weighting.step import StepReport
 
 SMALLEST = 1e-6
 """Of a factor: a task whose loss were multiplied by 0 would have no loss to show."""
@@ -77,7 +77,7 @@ class SVDReweight(Wrapper):
 
     def attach(self, around: Surroundings) -> None:
         super().attach(around)
-        self._tap = FeatureTap(around.model, "svd_reweight")
+        self._backbone = only_backbone(around.model, "svd_reweight")
 
     def start(self) -> None:
         self.alpha.copy_(self.solve(self._correlations()))
@@ -118,10 +118,10 @@ class SVDReweight(Wrapper):
         with torch.no_grad(), torch.random.fork_rng():
             for group in self._groups():
                 moved = group.to(around.engine.device)
-                with around.forward.autocast(), self._tap.watching() as seen:
-                    around.model(moved, list(moved.targets))
+                with around.forward.autocast():
+                    features = self._backbone(moved.inputs)
                 for name, target in moved.targets.items():
-                    x_NC, y_NQ = rows(tasks[name], seen[0], target)
+                    x_NC, y_NQ = rows(tasks[name], features, target)
                     found = [x_NC.T @ y_NQ, x_NC.sum(0), y_NQ.sum(0), y_NQ.new_tensor(float(len(y_NQ)))]
                     sums[name] = [a + b for a, b in zip(sums[name], found, strict=True)] if name in sums else found
         for module, mode in modes.items():

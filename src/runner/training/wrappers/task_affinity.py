@@ -12,7 +12,7 @@ from runner.config.kinds import Fraction, PositiveInt
 from runner.training.wrappers.base import Wrapper
 from runner.types import Batch
 from runner.weighting.base import Weighting
-from runner.weighting.engine import StepReport
+from runner.weighting.step import StepReport
 
 
 class TaskAffinity(Wrapper):

@@ -16,7 +16,8 @@ from runner.training.second_forward import buffers_kept, random_replayed
 from runner.training.wrappers.base import KnownLoss, Surroundings, Wrapper
 from runner.types import Batch, Group
 from runner.weighting.base import LossWeighting, Weighting
-from runner.weighting.engine import Engine, StepReport, set_grad
+from runner.weighting.engine import Engine
+from runner.weighting.step import StepReport, set_grad
 
 EPS = 1e-12
 
