@@ -283,3 +283,33 @@ def _at(task: Task, position: Tensor) -> tuple[int, ...]:
     if classes:
         return (index[0], 0, *index[1:])
     return (*index, 0) if task.name in ("binary", "regression", "token_tagging") else index
+
+
+def _dense(task: Task) -> tuple[np.ndarray, np.ndarray]:
+    prediction, target = batch(task, 1, 30)
+    return prediction[0].numpy(), target[0].numpy()
+
+
+def test_a_dense_task_says_what_its_colours_and_errors_mean(task: Task) -> None:
+    if task.kind != "dense":
+        return
+    prediction, target = _dense(task)
+    values = task.values(prediction)
+    assert values.shape[-2:] == target.shape[-2:]
+    assert values.dtype in (np.uint8, np.uint16, np.float32)
+    error = task.error(prediction, target)
+    assert error.shape == (*target.shape[-2:], 3)
+    assert error.dtype == np.uint8
+    black = (error == 0).all(-1)
+    missing = _missing(task, torch.from_numpy(target)[None])[0].numpy()
+    assert np.array_equal(black, missing.reshape(-1, *black.shape).any(0))
+    for legend in (task.legend(), task.legend([values]), task.error_legend()):
+        assert legend.swatches or legend.bar is not None
+
+
+def test_a_dense_task_errs_less_where_it_is_right(task: Task) -> None:
+    """The picture of the errors of a prediction that fits is another one than that of its opposite."""
+    if task.kind != "dense":
+        return
+    prediction, target = _dense(task)
+    assert not np.array_equal(task.error(prediction, target), task.error(-prediction, target))

@@ -154,6 +154,14 @@ def test_missing_files(root, tmp_path) -> None:
     assert "depth" in targets["0004"]
 
 
+def test_an_image_without_the_labels_that_decide_about_crops(root, tmp_path) -> None:
+    copy = shutil.copytree(root, tmp_path / "NYUD_MT")
+    for path in (copy / "segmentation").iterdir():
+        path.unlink()
+    dataset = nyud(copy, ("depth",), partial=True, augment={"max_share": 0.75}).datasets("train")["nyud"]
+    assert set(dataset.example(0, np.random.default_rng(0)).targets) == {"depth"}
+
+
 def examples(mixture, split):
     dataset = mixture.datasets(split)["nyud"]
     return [dataset.example(i, None) for i in range(len(dataset))]

@@ -60,6 +60,10 @@ def test_pieces_and_holes_stay_and_nothing_more_can_go(seed) -> None:
     np.testing.assert_array_equal(thin(thinned), thinned)
 
 
+def test_maps_in_the_order_of_matlab() -> None:
+    np.testing.assert_array_equal(thin(np.asfortranarray(drawn(GIVEN))), drawn(THINNED))
+
+
 def test_nothing_and_lines_stay_as_they_are() -> None:
     for map_HW in (np.zeros((3, 4), bool), np.eye(5, dtype=bool), np.ones((1, 6), bool)):
         np.testing.assert_array_equal(thin(map_HW), map_HW)

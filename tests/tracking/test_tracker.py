@@ -98,11 +98,14 @@ def test_an_offline_run_from_end_to_end(tmp_path, capfd):
     assert segment.summary["result/depth/rmse"] == 0.71
     assert segment.summary["result/status"] == "COMPLETED"
     assert any(name.startswith("media/images/validation/panels") for name in segment.files)
+    assert any(name.startswith("media/images/validation/strip_depth") for name in segment.files)
     assert any(name.startswith("media/table/validation/examples") for name in segment.files)
     assert any(name.startswith("media/images/plots/losses") for name in segment.files)
     assert segment.exit_code == 0
 
     assert sorted(p.name for p in (run_dir / "panels").iterdir()) == [
+        "frames",
+        "strip-depth.png",
         "validation-step-00000002.md",
         "validation-step-00000002.png",
     ]

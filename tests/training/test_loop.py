@@ -87,6 +87,52 @@ def test_bf16_trains_close_to_fp32(tmp_path):
     assert all(v.dtype == torch.float32 for v in weights(low).values() if v.is_floating_point())
 
 
+def test_channels_last_trains_the_same(tmp_path):
+    plain, last = (run(tmp_path, "trainer.max_steps=4", f"trainer.channels_last={on}") for on in ("false", "true"))
+    a, b = weights(plain), weights(last)
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-3)
+    losses = [
+        [r["value"] for r in rows(p) if r["split"] == "train" and r["step"] == 2 and r["metric"] == "loss"]
+        for p in (plain, last)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_the_result_says_how_fast_it_was_and_how_long_it_waited(tmp_path):
+    found = result(run(tmp_path, "trainer.max_steps=2"))
+    assert 0 <= found["data_wait"] <= 1
+    assert found["eval_examples_per_s"] > 0
+
+
+def test_examples_made_on_the_accelerator_train_and_resume_the_same(tmp_path):
+    """Here the accelerator is a CPU; what is random comes from the loader, so a kill changes nothing."""
+    options = ["mixture.augment.device=accelerator", "mixture.augment.colour=true", "trainer.max_steps=6"]
+    whole = run(tmp_path / "a", *options)
+    usual = run(tmp_path / "b", *options[1:])
+    first = [
+        [r["value"] for r in rows(p) if r["split"] == "train" and r["step"] == 2 and r["metric"] == "loss"]
+        for p in (whole, usual)
+    ]
+    assert first[0] == pytest.approx(first[1], rel=0.02)  # images differ by their rounding to 8 bits
+
+    class AfterThree(StopFlag):
+        asked = 0
+
+        @property
+        def requested(self) -> bool:  # type: ignore[override]
+            self.asked += 1
+            return self.asked >= 3
+
+    config = finalize(compose("train", [*TINY, f"output_dir={tmp_path / 'c'}", *options]))
+    directory = RunDirectory.claim(config, "train", [])
+    assert train(directory, AfterThree()) == 75
+    assert train(RunDirectory.open(directory.path), StopFlag()) == 0
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(directory.path)[name]), name
+
+
 def test_best_follows_the_named_metric(tmp_path):
     path = run(
         tmp_path, "trainer.max_steps=12", "trainer.eval_every=4", "trainer.select=depth/rmse", "optimizer.lr=3e-3"

@@ -43,6 +43,7 @@ class TrainerConfig:
     log_losses: bool = False
     ema: Fraction | None = None
     compile: bool = False
+    channels_last: bool = False
     eval_every: PositiveInt | None = 250
     eval_batch_size: PositiveInt | None = None
     select: str = "auto"

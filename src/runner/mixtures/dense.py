@@ -129,7 +129,7 @@ class DenseDataset:
         grid = shape if self.fit == "pad" else self.size
         labels, unlabelled = None, 0
         if self.share_of is not None:
-            labels, unlabelled = record.maps[self.share_of[0]], self.share_of[1]
+            labels, unlabelled = record.maps.get(self.share_of[0]), self.share_of[1]
         return record, augment.draw(rng, grid, self.size, labels, unlabelled)
 
 

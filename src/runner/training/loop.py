@@ -65,6 +65,8 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
     parts = assemble(config)
     start(parts, run)
     model, tasks = parts.model.to(device), parts.tasks
+    if settings.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # activations follow the weights
     train_sets, validation_sets = parts.mixture.datasets("train"), parts.mixture.datasets("validation")
     weighting = build(config["weighting"], tasks, where="weighting").to(device)
     reach = counted_as_shared(parts, weighting)
@@ -123,6 +125,7 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
     averages = Averages(list(tasks))
     selection = Selection(settings.select, tasks, settings.patience)
     step, examples, train_s, wall_s, stream_state, finished = 0, 0, 0.0, 0.0, None, False
+    waited_s = 0.0  # of train_s, for data
     torch.manual_seed(seed + processes.rank)  # dropout differs between ranks
     newest = checkpoints.newest()
     loaded = checkpoints.load(newest) if newest is not None else None
@@ -140,6 +143,7 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
         averages.load_state_dict(loaded.state["averages"])
         selection.load_state_dict(loaded.state["selection"])
         step, examples, train_s = loaded.state["step"], loaded.state["examples"], loaded.state["train_s"]
+        waited_s = loaded.state.get("waited_s", 0.0)  # checkpoints of older versions lack it
         wall_s, stream_state, finished = loaded.state["wall_s"], loaded.state["stream"], loaded.state["finished"]
         if processes.main:
             checkpoints.link(step, selection.best_step)  # the kill may have come between a checkpoint and its links
@@ -198,6 +202,7 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
                 "step": step,
                 "examples": examples,
                 "train_s": train_s,
+                "waited_s": waited_s,
                 "wall_s": wall_s + time.perf_counter() - started,
                 "stream": stream_state,
                 "held_out": look_ahead.state if look_ahead is not None else None,
@@ -232,6 +237,7 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
         while step < total_steps and not finished:
             began = time.perf_counter()
             micro_batches, stream_after = next(batches)
+            waited_s += time.perf_counter() - began
             counts = processes.reduce(label_counts(micro_batches, tasks).to(device))
             if look_ahead is not None:
                 look_ahead.step(micro_batches, counts, optimizer.param_groups[0]["lr"], step // per_epoch)
@@ -321,7 +327,7 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
             write_result(
                 run, processes, parts, chosen, settings, selection, tracker,
                 weighting=weighting, steps=step, skipped=nonfinite.skipped, examples=examples, train_s=train_s,
-                wall_s=wall_s + time.perf_counter() - started,
+                waited_s=waited_s, wall_s=wall_s + time.perf_counter() - started,
             )  # fmt: skip
             if tracker is not None:
                 tracker.plots()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import resource
 import sys
+import time
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ def write_result(
     skipped: int,
     examples: int,
     train_s: float,
+    waited_s: float,
     wall_s: float,
 ) -> dict[str, Any]:
     """Evaluate the best weights on `trainer.final_split`, write result.json, show the table.
@@ -48,8 +50,11 @@ def write_result(
     """
     split = settings.final_split or "validation"
     results = selection.best_results
+    rate = None
     if split == "test":
+        began = time.perf_counter()
         results, panels = evaluate_parts(model, parts.mixture.datasets(split), parts, processes, settings)
+        rate = sum(len(d) for d in parts.mixture.datasets(split).values()) / (time.perf_counter() - began)
         if tracker is not None:
             tracker.scalars(steps, split, results)
             tracker.panels(steps, split, panels)
@@ -69,6 +74,8 @@ def write_result(
         "wall_s": round(wall_s, 3),
         "examples": examples,
         "examples_per_s": round(examples / train_s, 2) if train_s else None,
+        "data_wait": round(waited_s / train_s, 4) if train_s else None,  # share of train_s
+        "eval_examples_per_s": round(rate, 2) if rate else None,
         "peak_memory_mb": round(memory, 1),
         "parameters": sum(p.numel() for p in model.parameters()),
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),

@@ -54,7 +54,7 @@ def thin(bits_N2: np.ndarray, position_N: np.ndarray, stride: int, size: int) ->
 
 def thin_map(binary_HW: np.ndarray) -> np.ndarray:
     """One binary map (H, W), thinned."""
-    padded = np.pad(binary_HW.astype(bool), 1)
+    padded = np.pad(np.ascontiguousarray(binary_HW, dtype=bool), 1)  # ravel below must be a view
     position = np.flatnonzero(padded)
     bits = np.zeros((len(position), 2), np.uint64)
     bits[:, 0] = 1

@@ -1,0 +1,113 @@
+"""What a dense example costs beyond decoding it, and whether two workers keep up with a step.
+
+    python scripts/bench/data.py [--path NYUD_MT] [--examples 48] [--rounds 3] [--step-ms 100] [OVERRIDES…]
+
+Part one, per core, in process time: reading and decoding the image and all maps of NYUD_MT alone, against the loader's
+whole work (decode, joint augmentation, collate), with examples made by the loader and with examples made on the
+accelerator; the three take turns, and figures are ratios (bar: 0.8 of decoding alone, for a GPU).
+
+Part two: two workers and a batch of 8: the process time per core of a batch; and on the wall clock, with a step that
+does nothing for --step-ms milliseconds, the share of the time that it waits for data. The second says something on a
+machine with free cores only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from runner.config.build import build
+from runner.config.compose import compose
+from runner.config.freeze import finalize
+from runner.mixtures.dense import DenseDataset
+from runner.mixtures.stream import _Draw, _MakeBatch
+from runner.mixtures.workers import open_loader
+
+BATCH = 8
+
+
+def dataset(overrides: list[str], device: str) -> DenseDataset:
+    """The training set of a dense mixture."""
+    config = finalize(compose("train", [*overrides, f"mixture.augment.device={device}"]))
+    (found,) = build(config["mixture"], config["data_root"], where="mixture").datasets("train").values()
+    return found
+
+
+def work(found: DenseDataset) -> Callable[[int], object]:
+    """What a loading process does for one batch."""
+    make = _MakeBatch({found.name: found}, 0, None, torch.device("cpu"))
+    return lambda n: make([_Draw(found.name, [(0, (n * BATCH + i) % len(found)) for i in range(BATCH)])])
+
+
+def decode(found: DenseDataset) -> Callable[[int], object]:
+    """Reading alone."""
+    indices = found.indices
+    return lambda n: [found.source.read(int(indices[(n * BATCH + i) % len(found)]), found.tasks) for i in range(BATCH)]
+
+
+def per_example_ms(function: Callable[[int], object], batches: int) -> float:
+    """Process time of an example."""
+    function(0)
+    began = time.process_time()
+    for n in range(batches):
+        function(n)
+    return 1e3 * (time.process_time() - began) / (batches * BATCH)
+
+
+def waiting(found: DenseDataset, step_s: float, steps: int = 40, warm_up: int = 8) -> float:
+    """Share of the time that steps of this length wait for two workers; what comes after loading is not done."""
+    plan = [[_Draw(found.name, [(0, (n * BATCH + i) % len(found)) for i in range(BATCH)])] for n in range(steps)]
+    make = _MakeBatch({found.name: found}, 0, None, torch.device("cpu"))
+    loader = open_loader(make, plan, num_workers=2, pin_memory=False)
+    waited, began = 0.0, 0.0
+    for n in range(steps):
+        if n == warm_up:
+            began, waited = time.perf_counter(), 0.0
+        asked = time.perf_counter()
+        next(loader)
+        waited += time.perf_counter() - asked
+        time.sleep(step_s)
+    total = time.perf_counter() - began
+    loader.close()
+    return waited / total
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--path", default="NYUD_MT")
+    parser.add_argument("--examples", type=int, default=48)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--step-ms", type=float, default=100)
+    parser.add_argument("overrides", nargs="*")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    overrides = ["mixture=nyud", f"mixture.path={given.path}", *given.overrides]
+    parts = {
+        "decoding alone": decode(dataset(overrides, "loader")),
+        "made by the loader": work(dataset(overrides, "loader")),
+        "made on the accelerator": work(dataset(overrides, "accelerator")),
+    }
+    batches = max(1, given.examples // BATCH)
+    times: dict[str, list[float]] = {name: [] for name in parts}
+    for _ in range(given.rounds):
+        for name, function in parts.items():
+            times[name].append(per_example_ms(function, batches))
+    alone = times["decoding alone"]
+    for name, found in times.items():
+        ratio = statistics.median(a / b for a, b in zip(alone, found, strict=True))
+        print(f"{name:<24} {statistics.median(found):6.2f} ms an example   {ratio:.2f} of decoding alone")
+    for name in list(parts)[1:]:
+        busy = statistics.median(times[name]) * BATCH / 2
+        print(f"{name:<24} {busy:6.1f} ms of each of two workers for a batch of {BATCH}")
+    if given.step_ms > 0:
+        for where in ("loader", "accelerator"):
+            share = waiting(dataset(overrides, where), given.step_ms / 1e3)
+            print(f"a step of {given.step_ms:g} ms, 2 workers, batch {BATCH}, made by the {where}: {share:.1%} waiting")
+
+
+if __name__ == "__main__":
+    main()
