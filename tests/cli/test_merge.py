@@ -26,6 +26,7 @@ from runner.merging import stream, worker
 from runner.merging.memory import merge_in_memory
 from runner.merging.rules.task_arithmetic import TaskArithmetic
 from runner.merging.sources import Models
+from runner.merging.target import Target
 from tests.merging.models import base_model, close, experts_of, write
 from tests.support import environment, runner
 
@@ -117,7 +118,7 @@ def run_until(models: Models, stop_after: int, shard_bytes: int, out: Path, stra
         patch.setattr(SafetensorsWriter, "put", put)
         patch.setattr(SafetensorsWriter, "__init__", init)
         plan = make_plan(strategy, models, Settings())
-        target = stream.Target(out, "same")
+        target = Target(out, "same")
         try:
             stream.stream(
                 strategy, plan, target, shard_bytes=shard_bytes, threads=1, budget=10**8, tell=lambda *_: None
@@ -153,16 +154,16 @@ def test_a_stopped_merge_goes_on_after_its_whole_shards(models):
 def test_another_merge_does_not_go_on_with_what_was_left(models):
     with pytest.raises(KeyboardInterrupt):
         run_until(models, 3, 600, Path("out"), TaskArithmetic())
-    target = stream.Target(Path("out"), "other")
+    target = Target(Path("out"), "other")
     assert not target.resumed
     assert not list(Path(".out.merging").glob("*.safetensors"))
     target.give_up()
 
 
 def test_two_processes_do_not_merge_into_one_place():
-    first = stream.Target(Path("out"), "x")
+    first = Target(Path("out"), "x")
     with pytest.raises(UserError, match="another process"):
-        stream.Target(Path("out"), "x")
+        Target(Path("out"), "x")
     first.give_up()
     assert not Path(".out.merging").exists()
 

@@ -14,13 +14,16 @@ from safetensors.torch import load_file
 from runner.config import paths
 from runner.config.build import build
 from runner.config.source import constant
+from runner.files import write_json
 from runner.merging import engine as engine_module
 from runner.merging import quantile, stream
-from runner.merging.base import GRAIN, Merge, TaskVectorMerge, WholeModel
+from runner.merging.base import Merge, TaskVectorMerge, WholeModel
+from runner.merging.blocks import GRAIN
 from runner.merging.memory import line, merge_in_memory
 from runner.merging.open import open_models, open_source
 from runner.merging.plan import Settings, make_plan
 from runner.merging.sources import Models, StateDict
+from runner.merging.target import Target
 from tests.merging.models import LARGE, base_model, close, expert_of, experts_of, flat, write
 
 
@@ -150,11 +153,11 @@ def test_a_pattern_takes_its_tensors_out(option):
 
 def run(merge: Merge, there: Models, out: Path, shard_bytes: int = 10**9, threads: int = 2, **settings) -> Path:
     plan = make_plan(merge, there, Settings(**settings))
-    target = stream.Target(out, "x")
+    target = Target(out, "x")
     record = stream.stream(
         merge, plan, target, shard_bytes=shard_bytes, threads=threads, budget=10**8, tell=lambda *_: None
     )
-    stream.write_json(target.folder / "merge.json", {"config": {"base": None}} | record)
+    write_json(target.folder / "merge.json", {"config": {"base": None}} | record)
     target.publish()
     return out
 

@@ -10,7 +10,7 @@ import scipy.optimize
 import torch
 
 from runner.errors import UserError
-from runner.merging.base import Models, Split
+from runner.merging.blocks import Split
 from runner.merging.draws import uniform
 from runner.merging.engine import Engine
 from runner.merging.linalg import orthogonalise, thin_svd
@@ -28,6 +28,7 @@ from runner.merging.rules.subtract import Subtract
 from runner.merging.rules.task_arithmetic import TaskArithmetic
 from runner.merging.rules.ties import Ties
 from runner.merging.rules.wudi import Wudi
+from runner.merging.sources import Models
 from runner.merging.transforms.drop import Dare, Magprune
 from runner.merging.transforms.trim import Breadcrumbs, Trim
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from runner.cli.hydra_value import hydra_value
 from runner.errors import Problem, UserError, suggest
 
 Content = Mapping[str, Any]
@@ -98,7 +97,7 @@ class _Reader:
                     self.experts.insert(0, {"model": self.base, "parameters": {}})
             self._method(str(method))
         self._rest()
-        return [f"merge={METHODS[method]}", *(f"++{k}={_value(v)}" for k, v in self.keys.items())]
+        return [f"merge={METHODS[method]}", *(f"++{k}={hydra_value(v)}" for k, v in self.keys.items())]
 
     def _unsupported(self, what: str) -> None:
         hint = "take it out of the file, or write the merge as `runner merge` overrides"
@@ -308,21 +307,3 @@ def _gradient(values: Sequence[float], layer: int, count: int) -> float:
 
 def _escape(pattern: Any) -> str:
     return str(pattern).replace(".", r"\.")
-
-
-def _value(value: Any) -> str:
-    """A value as Hydra's grammar reads it."""
-    if isinstance(value, dict):
-        if any(not str(k).isidentifier() for k in value):  # the grammar takes no quoted keys: a list of pairs
-            return _value([[k, v] for k, v in value.items()])
-        return "{" + ",".join(f"{k}:{_value(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ",".join(map(_value, value)) + "]"
-    return _quote(value) if isinstance(value, str) else json.dumps(value)
-
-
-def _quote(text: str) -> str:
-    """A quoted text; backslashes are plain there unless a quote follows."""
-    escaped = re.sub(r"(\\*)'", lambda m: m[1] * 2 + "\\'", text)
-    trailing = len(escaped) - len(escaped.rstrip("\\"))
-    return "'" + escaped + "\\" * trailing + "'"

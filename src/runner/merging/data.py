@@ -34,6 +34,7 @@ class TaskData:
         seed: of the run.
         split: where `unlabelled` and `labelled` come from.
         say: takes a warning for the person who waits.
+        check_stop: to be called between steps of long work; raises where the run is to stop.
     """
 
     model: nn.Module
@@ -45,6 +46,7 @@ class TaskData:
     seed: int = 0
     split: str = "train"
     say: Callable[[str], None] = lambda text: None
+    check_stop: Callable[[], None] = lambda: None
 
     @property
     def device(self) -> torch.device:

@@ -7,7 +7,7 @@ import hashlib
 import torch
 from torch import Tensor
 
-from runner.merging.base import GRAIN, Block
+from runner.merging.blocks import GRAIN, Block
 
 
 def uniform(seed: int, block: Block, index: int) -> Tensor:

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from runner.errors import Problem, RunFailed, UserError
-from runner.merging.base import GRAIN, Block, Merge, Split, TaskVectorMerge, Transform, Unit
+from runner.merging.base import Merge, TaskVectorMerge
+from runner.merging.blocks import GRAIN, Block, Split, Unit
 from runner.merging.sources import Models, Source
+from runner.merging.transforms.base import Transform
 
 R = TypeVar("R")
 
@@ -107,7 +109,7 @@ class Engine:
         return self.states[-1]
 
     def map(self, function: Callable[[Block], R], *, unit: Unit = "element", share: float = 1.0) -> list[R]:
-        """See `runner.merging.base.Look.map`."""
+        """See `runner.merging.blocks.Look.map`."""
         known = len(self.states)
         if any(t.unit == "tensor" for t in self._transforms[:known]):
             unit, share = "tensor", 1.0

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from runner.errors import UserError
-from runner.merging.base import Merge, Split, WholeModel
+from runner.merging.base import Merge, WholeModel
+from runner.merging.blocks import Split
 from runner.merging.engine import Engine, Piece
 from runner.merging.plan import Plan
 from runner.merging.stream import bytes_of, layout

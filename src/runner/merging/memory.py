@@ -8,7 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from runner.merging.base import Merge, Merged, Split, TaskVectorMerge, WholeModel, refuse
+from runner.merging.base import Merge, Merged, TaskVectorMerge, WholeModel, refuse
+from runner.merging.blocks import Split
 from runner.merging.coefficients import matches
 from runner.merging.decoders import decode, read_by, unpacked
 from runner.merging.engine import Engine, Piece, load

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runner.merging.base import Block, Look, Unit
+from runner.merging.blocks import Block, Look, Unit
 
 BINS = 1 << 21
 LARGEST = 0x7F7FFFFF

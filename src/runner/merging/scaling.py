@@ -28,6 +28,7 @@ def merge_with(
     base = models.base
     assert base is not None
     if isinstance(strategy, DataMerge):
+        data.check_stop = check_stop
         with torch.enable_grad():
             merged = strategy.fit(models, data)
         return merged, {"adapted_on": data.split, **merged.report}

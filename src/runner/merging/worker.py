@@ -64,6 +64,7 @@ def run(config: dict[str, Any], *, dry: bool = False) -> int:
         RunFailed: it could not be finished.
     """
     from runner.merging import stream as streaming
+    from runner.merging import target as targets
     from runner.merging.estimate import print_plan
     from runner.merging.extras import copy_extras
     from runner.merging.prepare import prepare
@@ -78,13 +79,13 @@ def run(config: dict[str, Any], *, dry: bool = False) -> int:
         print_plan(merge, plan, config, threads=threads, budget=budget)
         return EXIT_DONE
     decides = {k: config[k] for k in ("merge", "include", "exclude", "dtype", "embed", "batchnorm", "shard_size")}
-    mark = streaming.fingerprint(decides, plan.models)
+    mark = targets.fingerprint(decides, plan.models)
     if answered(out, mark):
         print(f"{out} is this very merge, done already")
         return EXIT_DONE
     for note in plan.notes:
         print(f"note: {note}")
-    target = streaming.Target(out, mark)
+    target = targets.Target(out, mark)
     progress = Progress()
     try:
         record = streaming.stream(

@@ -7,7 +7,7 @@ import pytest
 import scipy.optimize
 import torch
 
-from runner.merging.base import Models
+from runner.merging.engine import Engine
 from runner.merging.factors import factor_bytes, pack_factors, pack_whole, rebuild
 from runner.merging.memory import merge_in_memory
 from runner.merging.rules.delta_guided import DeltaGuided
@@ -16,6 +16,7 @@ from runner.merging.rules.spectral import TsvM
 from runner.merging.rules.task_arithmetic import TaskArithmetic
 from runner.merging.rules.ties import Ties
 from runner.merging.rules.tsv_c import TsvC
+from runner.merging.sources import Models
 from runner.merging.transforms.layers import LayerMask
 
 
@@ -132,18 +133,15 @@ def test_delta_guided_by_hand():
 # ---- layer masks ---------------------------------------------------------------------------------------------------
 
 
-def deltas(transform, **sizes):
+def deltas(transform, weights=None, **sizes):
     """Kept layers per expert: every layer's task vectors are constants of these sizes."""
     base = {name: torch.zeros(4) for name in sizes}
     count = len(next(iter(sizes.values())))
     experts = {chr(97 + t): {n: torch.full((4,), float(v[t])) for n, v in sizes.items()} for t in range(count)}
-    models = Models.in_memory(experts, base)
-    return {
-        e: {n for n, t in merge_in_memory(
-            TaskArithmetic(scale=1.0, weights=[float(e == o) for o in experts], pre=[transform]), models
-        ).tensors.items() if t.any()}
-        for e in experts
-    }  # fmt: skip
+    engine = Engine(TaskArithmetic(pre=[transform], weights=weights), Models.in_memory(experts, base), list(sizes))
+    engine.prepare()
+    blocks = [engine.block(piece) for piece in engine.pieces()]
+    return {e: {b.name for b in blocks if b.delta(t).any()} for t, e in enumerate(experts)}
 
 
 def test_a_task_gives_up_the_layers_that_others_changed_more():
@@ -153,6 +151,12 @@ def test_a_task_gives_up_the_layers_that_others_changed_more():
     assert deltas(LayerMask(keep=1 / 3, level="tensor", score="size"), **sizes) == {"a": {"z"}, "b": {"x"}}
     assert deltas(LayerMask(keep=0.0, level="tensor"), **sizes)["a"] == {"y"}  # one at least
     assert deltas(LayerMask(keep=1.0, level="tensor"), **sizes)["b"] == {"x", "y", "z"}
+
+
+def test_experts_that_are_not_merged_do_not_decide_about_layers():
+    sizes = {"x": (1.0, 9.0, 1.0), "y": (2.0, 1.0, 90.0)}
+    assert deltas(LayerMask(keep=0.5, level="tensor"), **sizes)["a"] == {"x"}
+    assert deltas(LayerMask(keep=0.5, level="tensor"), [1.0, 1.0, 0.0], **sizes)["a"] == {"y"}
 
 
 def test_a_block_stays_or_goes_as_a_whole():

@@ -8,15 +8,21 @@ import pytest
 import torch
 from torch import nn
 
-from runner.merging.base import Block, Merge, Merged, Split
+from runner.merging.base import Merge, Merged
+from runner.merging.blocks import Block, Split
 from runner.merging.memory import merge_in_memory
 from runner.merging.modules import Bank, Switch, rebuild
 from runner.merging.packing import pack
+from runner.merging.with_data.adamerging import AdaMerging
 from runner.merging.with_data.common import experts_of
+from runner.merging.with_data.concrete import Concrete
+from runner.merging.with_data.fda import Fda
 from runner.merging.with_data.output_ensemble import OutputEnsemble
 from runner.merging.with_data.smile import RoutedLayer, Smile
 from runner.merging.with_data.surgery import Surgery
+from runner.merging.with_data.tint import Tint
 from runner.merging.with_data.twin import TwinMerging, compressed, restored
+from runner.merging.with_data.we_moe import WeMoe
 from tests.merging.toy import make, outputs, outputs_of
 
 
@@ -176,3 +182,15 @@ def test_what_all_experts_know_can_be_left_out():
         layer = merged.frame.get_submodule(path)
         whole = layer.up @ layer.down
         torch.testing.assert_close(whole.sum(0), torch.zeros_like(whole[0]), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [AdaMerging, Concrete, Fda, Tint, WeMoe])
+def test_long_work_can_be_stopped(kind):
+    models, data = make()
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    data.check_stop = stop
+    with pytest.raises(KeyboardInterrupt):
+        kind().fit(models, data)

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from runner.merging.base import Block, Merge
+from runner.merging.base import Merge
+from runner.merging.blocks import Block
 
 
 @dataclass(kw_only=True)

@@ -8,7 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from runner.merging.base import Block, TaskVectorMerge
+from runner.merging.base import TaskVectorMerge
+from runner.merging.blocks import Block
 
 
 @dataclass(kw_only=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from runner.config.kinds import NonNegativeFloat, NonNegativeInt
-from runner.merging.base import Block
+from runner.merging.blocks import Block
 from runner.merging.rules.spectral import MatrixMerge
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from runner.config.kinds import Fraction
-from runner.merging.base import Block
+from runner.merging.blocks import Block
 from runner.merging.linalg import thin_svd
 from runner.merging.quantile import at_least
 from runner.merging.rules.spectral import MatrixMerge

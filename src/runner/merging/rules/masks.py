@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from runner.config.kinds import PositiveFloat, PositiveInt
-from runner.merging.base import Block, Look, Merge, Split, TaskVectorMerge
+from runner.merging.base import Merge, TaskVectorMerge
+from runner.merging.blocks import Block, Look, Split
 from runner.merging.packing import pack
 
 

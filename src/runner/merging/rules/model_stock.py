@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from runner.merging.base import Block, Look, TaskVectorMerge
+from runner.merging.base import TaskVectorMerge
+from runner.merging.blocks import Block, Look
 
 
 @dataclass(kw_only=True)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from runner.config.kinds import PositiveInt
 from runner.errors import Problem
-from runner.merging.base import Block, Look, Split, TaskVectorMerge
+from runner.merging.base import TaskVectorMerge
+from runner.merging.blocks import Block, Look, Split
 from runner.merging.decoders import COMMON
 from runner.merging.packing import pack
 

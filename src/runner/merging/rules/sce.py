@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from runner.config.kinds import Fraction, NonNegativeFloat
-from runner.merging.base import Block, TaskVectorMerge, Unit
+from runner.merging.base import TaskVectorMerge
+from runner.merging.blocks import Block, Unit
 from runner.merging.quantile import keep_count
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from runner.config.kinds import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
-from runner.merging.base import Block, Merge, Unit
+from runner.merging.base import Merge
+from runner.merging.blocks import Block, Unit
 from runner.merging.coefficients import factor_at, table
 
 PARALLEL = 1.0 - 5e-4

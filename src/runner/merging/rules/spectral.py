@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from runner.config.kinds import Fraction
-from runner.merging.base import Block, TaskVectorMerge, Unit
+from runner.merging.base import TaskVectorMerge
+from runner.merging.blocks import Block, Unit
 from runner.merging.linalg import is_matrix, orthogonalise, thin_svd
 
 

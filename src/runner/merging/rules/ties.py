@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from runner.config.kinds import Fraction
-from runner.merging.base import Block, Look, TaskVectorMerge
+from runner.merging.base import TaskVectorMerge
+from runner.merging.blocks import Block, Look
 from runner.merging.quantile import at_least
 from runner.merging.transforms.trim import threshold_at, thresholds
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from runner.config.kinds import Fraction
-from runner.merging.base import Block, Split
+from runner.merging.blocks import Block, Split
 from runner.merging.factors import factor_bytes, pack_factors, pack_whole, stored_rank
 from runner.merging.linalg import is_matrix
 from runner.merging.packing import RAW

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from runner.config.kinds import Fraction, NonNegativeInt
 from runner.errors import UserError
-from runner.merging.base import Block, Transform
+from runner.merging.blocks import Block
 from runner.merging.draws import uniform
+from runner.merging.transforms.base import Transform
 from runner.merging.transforms.trim import ranks_in_rows, rows_of
 
 

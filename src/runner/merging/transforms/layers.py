@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from runner.config.kinds import Fraction
-from runner.merging.base import Block, Look, Transform
+from runner.merging.blocks import Block, Look
+from runner.merging.transforms.base import Transform
 
 
 @dataclass(kw_only=True)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from runner.config.kinds import Fraction
-from runner.merging.base import Block, Look, Transform
+from runner.merging.blocks import Block, Look
 from runner.merging.quantile import at_least, keep_count, kth_largest
+from runner.merging.transforms.base import Transform
 
 
 def thresholds(look: Look, density: float, scope: str) -> Any:

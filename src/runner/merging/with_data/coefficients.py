@@ -82,6 +82,7 @@ class LearnedCoefficients(DataMerge):
         curve, best = [], (-float("inf"), lam_TN.detach().clone())
         every = max(1, self.steps // 10)
         for step in range(self.steps + 1):
+            data.check_stop()
             if step % every == 0 or step == self.steps:
                 with torch.no_grad():
                     score = data.score(data.runs(mixed(lam_TN)))

@@ -13,6 +13,7 @@ from runner.config.build import build
 from runner.errors import UserError
 from runner.merging.base import DataMerge, Merge
 from runner.merging.data import TaskData
+from runner.merging.engine import Engine
 from runner.merging.memory import merge_in_memory, mergeable
 from runner.merging.rules.task_arithmetic import TaskArithmetic
 from runner.merging.sources import Models
@@ -38,11 +39,13 @@ def vectors_of(models: Models, pre: list[Any] | dict[str, Any] | None = None) ->
     base = base_of(models)
     if not pre:
         return {e: {n: t[n] - base[n] for n in base} for e, t in experts_of(models).items()}
-    found = {}
-    for index, expert in enumerate(models.names):
-        weights = [float(i == index) for i in range(len(models.names))]
-        one = merge_in_memory(TaskArithmetic(scale=1.0, weights=weights, pre=pre), models)
-        found[expert] = {n: one.tensors[n] - base[n] for n in base}
+    engine = Engine(TaskArithmetic(pre=pre), models, list(base))
+    engine.prepare()
+    found = {e: {n: torch.empty_like(t) for n, t in base.items()} for e in models.names}
+    for piece in engine.pieces():
+        block = engine.block(piece)
+        for index, expert in enumerate(models.names):
+            found[expert][piece.name].view(-1)[piece.start : piece.stop] = block.delta(index).reshape(-1)
     return found
 
 

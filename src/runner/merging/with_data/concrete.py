@@ -52,6 +52,7 @@ class Concrete(DataMerge):
         streams = {task: data.batches(task, self.batch_size, draw) for task in data.tasks}
         adam = torch.optim.Adam(list(logits.values()), lr=self.lr)
         for _ in range(self.steps):
+            data.check_stop()
             masks = {name: self._sample(z, draw) for name, z in logits.items()}
             tensors = masked(base, total, masks, scale)
             loss = torch.zeros((), device=data.device)

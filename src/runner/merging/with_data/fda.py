@@ -151,6 +151,7 @@ class Fda(DataMerge):
             for stage in stages:
                 made = []
                 for tensors in experts.values():
+                    data.check_stop()
                     x, before, after = self.make(stage, base, tensors, draw)
                     made.append(x)
                     aligned["before"].append(before)

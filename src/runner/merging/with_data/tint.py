@@ -78,6 +78,7 @@ class Tint(DataMerge):
         adam, draw = torch.optim.Adam(groups), generator(self.seed)
         streams = {task: data.batches(task, self.batch_size, draw) for task in data.tasks}
         for _ in range(self.steps):
+            data.check_stop()
             tensors = {**mixed(lam_TN), **heads}
             loss = torch.zeros((), device=data.device)
             for task, stream in streams.items():

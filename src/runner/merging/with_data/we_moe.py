@@ -197,6 +197,7 @@ class WeMoe(DataMerge):
         streams = {task: data.batches(task, self.batch_size, draw) for task in data.tasks}
         found = []
         for _ in range(self.steps):
+            data.check_stop()
             loss = torch.zeros((), device=data.device)
             for task, stream in streams.items():
                 loss = loss + entropy_of(module(next(stream), [task])[task])

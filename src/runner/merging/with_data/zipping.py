@@ -85,6 +85,7 @@ def correlation(total_U: Tensor, squares_UU: Tensor, count: int) -> Tensor:
 def permutations(correlation_UU: Tensor, count: int) -> Tensor:
     """Cluster of every unit, shape (T·n,): each model's units one by one to those of the first (Hungarian method)."""
     size = len(correlation_UU) // count
+    correlation_UU = correlation_UU.cpu()
     found = [torch.arange(size)]
     for t in range(1, count):
         gain = correlation_UU[:size, t * size : (t + 1) * size] + 1e-4 * torch.eye(size, dtype=correlation_UU.dtype)
