@@ -128,7 +128,10 @@ def strike(kind: str, job: str) -> None:
 
 
 def node_processes() -> list[int]:
-    """Every slurmstepd of this machine and everything below it, lowest first."""
+    """Every slurmstepd of this machine, and then everything below them.
+
+    In this order nobody is left who could report that a job was killed: of a machine that died, none would be.
+    """
     parents: dict[int, int] = {}
     steps = []
     for folder in Path("/proc").glob("[0-9]*"):
@@ -147,7 +150,7 @@ def node_processes() -> list[int]:
             above = parents[above]
         if above in steps and pid not in steps:
             found.append(pid)
-    return [*sorted(found, reverse=True), *steps]
+    return [*steps, *sorted(found, reverse=True)]
 
 
 def kill(pid: int) -> None:

@@ -142,6 +142,9 @@ def test_an_expert_of_two_tasks_counts_once_and_serves_both(base, tmp_path):
     assert list(paths) == ["maps", "edge"] and list(found["tasks"]) == ["segmentation", "depth", "edge"]
     assert found["experts"]["depth"] == result(paths["maps"])["tasks"]["depth"]
     assert list(found["diagnostics"]["barrier"]) == ["maps~edge"]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    told = {row["metric"]: row["value"] for row in rows if row["task"] == "" and row["split"] == "test"}
+    assert told == {"stored": 1.0, "normalised": found["merge"]["normalised"]}
     own, experts = weights(run, "best"), {e: weights(path, "best") for e, path in paths.items()}
     for name in (n for n in own if n.startswith("backbone.")):
         assert torch.allclose(own[name], (experts["maps"][name] + experts["edge"][name]) / 2, atol=1e-6), name

@@ -100,7 +100,10 @@ class Judge:
         )
         tracker.pictures(0, self.run.path / "diagnostics")
         tracker.scalars(0, "validation", validation)
-        tracker.scalars(0, split, results)
+        whole = sum(t.numel() * t.element_size() for t in self.parts.model.state_dict().values())
+        judged = {name: summary[name] for name in ("normalised", "absolute", "gap_recovered")}
+        known = {name: value for name, value in judged.items() if value is not None}
+        tracker.scalars(0, split, results | {"": {**known, "stored": size / whole}})
         tracker.panels(0, split, panels)
         config, info = self.run.config(), self.run.info()
         result = {
@@ -116,7 +119,7 @@ class Judge:
                 "strategy": config["merge"]["_target_"].rpartition(".")[2],
                 "experts": {expert: str(path) for expert, path in self.inputs.runs.items()},
                 "bytes": size,
-                "model_bytes": sum(t.numel() * t.element_size() for t in self.parts.model.state_dict().values()),
+                "model_bytes": whole,
                 "expert_bytes": sum(t.numel() * t.element_size() for t in self.inputs.base.values()),
                 **report,
                 **summary,

@@ -19,8 +19,8 @@ from runner.training.wrappers.features import by_position
 from runner.training.wrappers.svd_reweight import Spread
 from runner.types import Batch, Group, everything
 from runner.weighting.base import LossWeighting, Weighting
-from runner.weighting.engine import StepReport
 from runner.weighting.reach import find_reach
+from runner.weighting.step import StepReport
 
 
 class MTSL(Wrapper):
