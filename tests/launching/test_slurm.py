@@ -174,6 +174,7 @@ def run_element(place: SweepDirectory, *numbers: int, **variables: str) -> subpr
     ("number", "state", "restarts", "requeued"),
     [
         (signal.SIGUSR2, "RUNNING", 0, True),  # before the time limit
+        (signal.SIGUSR2, "CANCELLED", 0, False),  # and cancelled while it saved
         (signal.SIGTERM, "RUNNING", 3, True),  # preemption with grace
         (signal.SIGTERM, "CANCELLED", 0, False),  # scancel
         (signal.SIGTERM, "COMPLETING", 0, False),  # requeued by somebody else

@@ -14,7 +14,6 @@ A node that dies sends nothing. Slurm starts the job again elsewhere, and the ru
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
@@ -33,6 +32,7 @@ from runner.launching.ranks import PARENT, Ranks, environments, settle, worker_c
 from runner.launching.rundir import RunDirectory
 from runner.launching.schedule import NeededJob, SweepJob, collect_needs
 from runner.launching.signals import quiet_signals
+from runner.launching.slurm_queue import ended_as
 from runner.launching.sweepdir import SweepDirectory
 
 LOCK_PATIENCE_S = 300.0
@@ -147,9 +147,12 @@ def _attend(path: Path, config: Mapping[str, Any], received: list[int]) -> tuple
 
 
 def goes_on(received: list[int]) -> bool:
-    """Whether a stop signal means that the job is to go on later."""
+    """Whether a stop signal means that the job is to go on later: not when somebody has cancelled it meanwhile."""
     job = os.environ.get("SLURM_JOB_ID", "")
-    return bool(job) and (signal.SIGUSR2 in received or (signal.SIGTERM in received and still_running(job)))
+    if not job or not {signal.SIGUSR2, signal.SIGTERM} & set(received):
+        return False
+    state = ended_as(job)
+    return state == "RUNNING" or (signal.SIGUSR2 in received and state == "")  # a controller that does not answer
 
 
 def requeue() -> None:
@@ -162,14 +165,6 @@ def requeue() -> None:
         say(f"cannot be requeued ({' '.join(done.stderr.split())}); `runner resume` submits it anew")
     else:
         say("requeued")
-
-
-def still_running(job: str) -> bool:
-    """Whether Slurm takes the job for running: then nobody has cancelled or requeued it."""
-    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        done = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, timeout=30, check=False)
-        return "JobState=RUNNING" in done.stdout
-    return False
 
 
 # ---- several nodes -------------------------------------------------------------------------------------------------
