@@ -56,8 +56,8 @@ def test_it_starts_as_hard_sharing(kind):
 def test_looking_at_the_stem_changes_nothing():
     backbone = ResNet(SPECS["image"], size="tiny")
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
-    assert backbone.training and backbone.entry_channels == backbone.begin(example("image"))[0].shape[1]
+    assert backbone.training and backbone.entry_channels() == backbone.begin(example("image"))[0].shape[1]
     assert backbone.training
     backbone.load_state_dict(before)
-    assert backbone.entry_channels > 0
+    assert backbone.entry_channels() > 0
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())

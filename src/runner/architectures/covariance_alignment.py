@@ -57,7 +57,7 @@ class CovarianceAlignment(Architecture):
         self.heads = nn.ModuleDict(
             {name: make_head(self.backbone.spec, task, defaults) for name, task in tasks.items()}
         )
-        width = self.backbone.entry_channels
+        width = self.backbone.entry_channels()
         self.alignments = nn.ParameterDict({name: torch.eye(width) for name in tasks})
 
     def forward(self, group: Group, tasks: Sequence[str]) -> dict[str, Tensor]:

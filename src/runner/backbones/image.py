@@ -93,7 +93,6 @@ class ImageBackbone(Backbone):
             if isinstance(module, LevelNorms | PlainPyramid):
                 module.keep(self.kept)
 
-    @property
     def entry_channels(self) -> int:
         """Channels of what the first stage reads: looked at, since stems differ."""
         modes = {module: module.training for module in self.modules()}

@@ -49,7 +49,7 @@ class MLP(Backbone):
         )
         width, depth = PRESETS[size]
         self.num_numeric = inputs.num_numeric
-        sizes = [self.entry_channels] + [width] * depth
+        sizes = [self.entry_channels()] + [width] * depth
         self.layers = nn.ModuleList(
             nn.Sequential(nn.Linear(before, after), nn.ReLU(), nn.Dropout(dropout)) for before, after in pairwise(sizes)
         )
@@ -63,7 +63,6 @@ class MLP(Backbone):
             x_BD = layer(x_BD)
         return Features(pooled=x_BD)
 
-    @property
     def entry_channels(self) -> int:
         """All columns, embedded."""
         return self.num_numeric + sum(e.embedding_dim for e in self.embeddings)

@@ -46,14 +46,10 @@ class Staged(Protocol):
     """What such a backbone has besides the methods of `Backbone`.
 
     Attributes:
-        entry_channels: C of what the first stage reads.
         stage_channels: C of the state after each stage that serves a wanted kind of task.
         inner_channels: C of the inner map of each stage, see `stage`.
         stage_strides: input pixels per cell of that state; empty where states are no maps.
     """
-
-    @property
-    def entry_channels(self) -> int: ...
 
     @property
     def stage_channels(self) -> tuple[int, ...]: ...
@@ -63,6 +59,9 @@ class Staged(Protocol):
 
     @property
     def stage_strides(self) -> tuple[int, ...]: ...
+
+    def entry_channels(self) -> int:
+        """C of what the first stage reads. No property: it may look by a forward pass, and `isinstance` reads those."""
 
     def begin(self, inputs: dict[str, Tensor]) -> tuple[Tensor, StageRun]:
         """Inputs → what the first stage reads."""
