@@ -14,7 +14,7 @@ from runner.exporting.trunks import write_trunks
 from tests.backbones.samples import SPECS, backbone, example, kind_of, option, options, tensors
 
 FAMILIES = {option("backbone", name)["_target_"]: name for name in reversed(options("backbone"))}
-OURS = (".MLP", ".SegNet", ".ToyPoint")
+OURS = (".CNN9", ".LeNet", ".MLP", ".MPNN", ".SegNet", ".ToyPoint")
 """Networks that are not models of transformers."""
 NAMES = sorted(name for target, name in FAMILIES.items() if not target.endswith(OURS))
 SMALL = {"pretrained": None, "size": "tiny"}

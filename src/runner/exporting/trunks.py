@@ -73,9 +73,10 @@ def _write(name: str, backbone: Backbone, inputs: InputSpec, folder: Path, place
     if not isinstance(trunk, PreTrainedModel):
         return Trunk(name, problem=f"{type(backbone).__name__} is a network of runner's own, not one of transformers")
     found = Trunk(name, place, kind=type(trunk).__name__)
-    found.auto = "AutoModel" if _made_by(AutoModel, trunk) else "AutoModelForTextEncoding"
-    if found.auto != "AutoModel" and not _made_by(AutoModelForTextEncoding, trunk):
-        return Trunk(name, problem=f"transformers has no auto class that makes a {type(trunk).__name__}")
+    autos = (auto.__name__ for auto in (AutoModel, AutoModelForTextEncoding) if _made_by(auto, trunk))
+    found.auto = next(autos, type(trunk).__name__)  # its own class where no auto class makes it
+    if not hasattr(transformers, found.auto):
+        return Trunk(name, problem=f"transformers has no {found.auto}")
     if "add_pooling_layer" in inspect.signature(type(trunk).__init__).parameters and trunk.pooler is None:
         found.arguments = {"add_pooling_layer": False}
     state = trunk_state(trunk)
@@ -109,8 +110,10 @@ def trunk_state(trunk: PreTrainedModel) -> dict[str, Tensor]:
 
 def _expected_shapes(trunk: PreTrainedModel, found: Trunk) -> dict[str, torch.Size]:
     """What a fresh model of the same configuration holds, without giving it memory."""
+    cls = getattr(transformers, found.auto)
+    make = getattr(cls, "from_config", None) or cls._from_config  # of an auto class, of a model
     with torch.device("meta"):
-        fresh = getattr(transformers, found.auto).from_config(trunk.config, **found.arguments)
+        fresh = make(trunk.config, **found.arguments)
     return {name: tensor.shape for name, tensor in fresh.state_dict().items()}
 
 
