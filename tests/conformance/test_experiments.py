@@ -102,7 +102,11 @@ def smallest(experiment: str, place: Path, request: pytest.FixtureRequest) -> di
     return finalize(compose("train", overrides))
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=str)
+@pytest.mark.parametrize(
+    "experiment",
+    [pytest.param(e, marks=pytest.mark.slow) if e.parts[0] == "papers" else e for e in EXPERIMENTS],
+    ids=str,
+)
 def test_smallest_form_is_described_and_trains(experiment, tmp_path, request, capsys):
     config = smallest(str(experiment), tmp_path, request)
     print_summary(config)
