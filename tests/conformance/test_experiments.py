@@ -104,7 +104,10 @@ def smallest(experiment: str, place: Path, request: pytest.FixtureRequest) -> di
 
 @pytest.mark.parametrize(
     "experiment",
-    [pytest.param(e, marks=pytest.mark.slow) if e.parts[0] == "papers" else e for e in EXPERIMENTS],
+    [
+        pytest.param(e, marks=pytest.mark.slow) if e.parts[0] == "papers" or e.name.startswith("merge_text") else e
+        for e in EXPERIMENTS
+    ],
     ids=str,
 )
 def test_smallest_form_is_described_and_trains(experiment, tmp_path, request, capsys):

@@ -123,7 +123,7 @@ class SAK(Architecture):
             return
         tokens_BTD = x.transpose(1, 2)
         for block in self.backbone.stage_blocks(index):
-            tokens_BTD = block(tokens_BTD)
+            tokens_BTD = self.backbone.run_block(block, tokens_BTD)
             yield tokens_BTD.transpose(1, 2)
 
     def _features(self, task: str, states: States, paths: Mapping[str, States], run: StageRun) -> Features:

@@ -107,6 +107,9 @@ class CLIP(PlainTransformer):
         last_BTD = self.trunk.vision_model.encoder(inputs_embeds=self.embed(x_BCHW)).last_hidden_state
         return self.norm(last_BTD), ()
 
+    def run_block(self, block: Any, tokens_BTD: Tensor) -> Tensor:
+        return block(tokens_BTD, None)  # no mask
+
     def pool(self, levels: list[Tensor]) -> Tensor:
         return self.trunk.visual_projection(levels[0][:, 0])
 

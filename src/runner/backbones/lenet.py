@@ -85,8 +85,8 @@ class LeNet(ImageBackbone):
 
     @property
     def stage_strides(self) -> tuple[int, ...]:
-        """Of an image of 28 pixels."""
-        return (2, 4)
+        """None that holds for images of every size: the last map has 4 × 4 cells."""
+        return ()
 
     def stage_blocks(self, index: int) -> list[nn.Module]:
         return [self.convolutions[index]]

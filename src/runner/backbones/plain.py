@@ -113,8 +113,12 @@ class PlainTransformer(ImageBackbone):
         return self.embed(x_BCHW).transpose(1, 2)
 
     def stage(self, index: int, x: Tensor, run: StageRun) -> tuple[Tensor, Tensor]:
-        inner, outer = through(self.stage_blocks(index), x.transpose(1, 2))
+        inner, outer = through(self.stage_blocks(index), x.transpose(1, 2), self.run_block)
         return inner.transpose(1, 2), outer.transpose(1, 2)
+
+    def run_block(self, block: Any, tokens_BTD: Tensor) -> Tensor:
+        """One block of the trunk."""
+        return block(tokens_BTD)
 
     def stage_blocks(self, index: int) -> list[nn.Module]:
         start = self.stage_ends[index - 1] if index else 0

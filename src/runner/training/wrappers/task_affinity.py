@@ -62,7 +62,7 @@ class TaskAffinity(Wrapper):
         length_K = grads_KP.norm(dim=1)
         known_K = (length_K > 0) & length_K.isfinite()
         unit_KP = torch.where(known_K[:, None], grads_KP / length_K.clamp_min(1e-30)[:, None], 0.0)
-        cosines_KK = unit_KP @ unit_KP.T
+        cosines_KK = (unit_KP @ unit_KP.T).fill_diagonal_(1.0)  # whatever rounding says
         both_KK = known_K[:, None] & known_K
         affinity_KK: Tensor = self.around.model.affinity  # type: ignore[assignment]
         moved_KK = self.momentum * affinity_KK + (1 - self.momentum) * cosines_KK
