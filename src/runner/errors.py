@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import os
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -52,6 +54,21 @@ class RunFailed(UserError):
     """The input was right but the run could not finish: exit 1, same three lines."""
 
     exit_code = EXIT_FAILED
+
+
+def crashed(error: Exception) -> int:
+    """What a process that works for the front end says of an error that nobody foresaw; its exit code.
+
+    Raises:
+        Exception: the error itself, where RUNNER_DEBUG=1.
+    """
+    if os.environ.get("RUNNER_DEBUG") == "1":
+        raise error
+    print(
+        f"error: {type(error).__name__}: {error}\n  RUNNER_DEBUG=1 shows the traceback\n  see: runner doctor",
+        file=sys.stderr,
+    )
+    return EXIT_FAILED
 
 
 def suggest(word: str, valid: Iterable[str], limit: int = 12) -> str:

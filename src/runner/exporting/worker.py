@@ -6,11 +6,10 @@ Started by `runner export`, which itself never imports torch.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
-from runner.errors import EXIT_DONE, EXIT_FAILED, UserError
+from runner.errors import EXIT_DONE, UserError, crashed
 
 
 def main(argv: list[str]) -> int:
@@ -32,13 +31,7 @@ def main(argv: list[str]) -> int:
         print(error, file=sys.stderr)
         return error.exit_code
     except Exception as error:
-        if os.environ.get("RUNNER_DEBUG") == "1":
-            raise
-        print(
-            f"error: {type(error).__name__}: {error}\n  RUNNER_DEBUG=1 shows the traceback\n  see: runner doctor",
-            file=sys.stderr,
-        )
-        return EXIT_FAILED
+        return crashed(error)
     print(f"exported {given.run} to {to}")
     for trunk in trunks:
         if trunk.folder is None:

@@ -6,12 +6,11 @@ Started by `runner predict`, which itself never imports torch.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from pathlib import Path
 
-from runner.errors import EXIT_DONE, EXIT_FAILED, UserError
+from runner.errors import EXIT_DONE, EXIT_FAILED, UserError, crashed
 
 
 def main(argv: list[str]) -> int:
@@ -47,13 +46,7 @@ def main(argv: list[str]) -> int:
         print(error, file=sys.stderr)
         return error.exit_code
     except Exception as error:
-        if os.environ.get("RUNNER_DEBUG") == "1":
-            raise
-        print(
-            f"error: {type(error).__name__}: {error}\n  RUNNER_DEBUG=1 shows the traceback\n  see: runner doctor",
-            file=sys.stderr,
-        )
-        return EXIT_FAILED
+        return crashed(error)
     done, seconds = len(paths) - len(failed), time.perf_counter() - began
     if done:
         what = f"{done} picture{'s' if done > 1 else ''}"
