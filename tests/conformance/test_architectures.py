@@ -201,9 +201,9 @@ def test_odd_image_sizes(config):
     assert {tuple(p.shape[2:]) for p in made.values()} == {(70, 51)}
 
 
-def gradients(model):
+def gradients(model, size=(32, 32)):
     torch.manual_seed(3)
-    made = model(group("image", size=(32, 32)), list(DENSE))
+    made = model(group("image", size=size), list(DENSE))
     sum(p.float().square().mean() for prediction in made.values() for p in everything(prediction)).backward()
     return {name: p.grad for name, p in model.named_parameters()}
 
@@ -214,7 +214,9 @@ def test_mixed_precision_and_gradient_checkpointing(config):
         make(narrow(config), "resnet", DENSE, gradient_checkpointing=on).train() for on in (False, True, False)
     )
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rough = gradients(low)
+        # not 32: torch's bf16 depth-wise convolution on CPU leaves parts of the gradient of the weights unwritten
+        # where channels-last maps are one cell wide
+        rough = gradients(low, size=(64, 64))
     assert [name for name, grad in rough.items() if grad is None or not grad.isfinite().all()] == []
     exact, again = gradients(plain), gradients(saved)
     for name, grad in exact.items():
