@@ -17,6 +17,7 @@ from runner.config.paths import config_root
 from runner.errors import UserError
 from runner.weighting.base import CrossWeighting, GradientWeighting, LossWeighting, MatrixWeighting
 from runner.weighting.engine import Engine
+from runner.weighting.last_layer import LastLayerWeighting
 from runner.weighting.reach import find_reach
 from runner.weighting.step import identity
 
@@ -90,8 +91,8 @@ def assert_same(first, second):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_is_one_of_the_four_kinds(make):
-    assert isinstance(make(), LossWeighting | GradientWeighting | MatrixWeighting | CrossWeighting)
+def test_is_one_of_the_five_kinds(make):
+    assert isinstance(make(), LossWeighting | GradientWeighting | MatrixWeighting | CrossWeighting | LastLayerWeighting)
 
 
 @pytest.mark.parametrize(("micro_batches", "scale"), [(3, 1.0), (4, 1.0), (1, 4096.0)])

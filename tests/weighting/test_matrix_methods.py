@@ -1,4 +1,4 @@
-"""Methods on the K×P matrix: DB-MTL, MoCo, ExcessMTL, GradDrop, GradNorm."""
+"""Methods on the K×P matrix: DB-MTL, MoCo, ExcessMTL, GradDrop."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from scipy.optimize import minimize
 from runner.weighting.db_mtl import DBMTL, dual_balance
 from runner.weighting.excess_mtl import ExcessMTL
 from runner.weighting.graddrop import GradDrop, pick_sign
-from runner.weighting.gradnorm import GradNorm, weight_gradient
 from runner.weighting.moco import MoCo, project_simplex
 from tests.weighting.grams import DEGENERATE, random_grads, tasks
 
@@ -28,7 +27,7 @@ def stream(steps: int) -> list[torch.Tensor]:
     return [random_grads(3, SIZE, seed).float() for seed in range(steps)]
 
 
-METHODS = [DBMTL, MoCo, ExcessMTL, GradDrop, GradNorm]
+METHODS = [DBMTL, MoCo, ExcessMTL, GradDrop]
 
 
 @pytest.mark.parametrize("make", METHODS)
@@ -153,37 +152,3 @@ def test_graddrop_draws_anew_each_step():
     grads = stream(1)[0]
     draws = [method.combine(grads.clone(), LOSSES, EVERYONE)[0] for _ in range(4)]
     assert not all(torch.equal(draws[0], d) for d in draws[1:])
-
-
-def test_gradnorm_gradient_is_autograds():
-    norms, ratios = torch.tensor([3.0, 0.5, 1.0]), torch.tensor([0.9, 0.4, 0.7])
-    w = torch.tensor([0.8, 1.5, 0.7], requires_grad=True)
-    scaled = w * norms
-    target = (scaled.mean() * (ratios / ratios.mean()) ** 1.5).detach()
-    (scaled - target).abs().sum().backward()
-    torch.testing.assert_close(weight_gradient(w.detach(), norms, ratios, 1.5), w.grad)
-
-
-def test_gradnorm_looks_at_the_last_shared_layer_and_keeps_the_sum():
-    method = attached(GradNorm(tasks(3)))
-    grads = stream(1)[0]
-    method.combine(grads.clone(), LOSSES, EVERYONE)
-    norms = grads[:, 9:].norm(dim=1)  # the last matrix (2, 3) and its bias, after 6 + 3 numbers
-    torch.testing.assert_close(method.weights.grad, weight_gradient(torch.ones(3), norms, torch.ones(3), 1.5))
-    torch.testing.assert_close(method.initial_losses, LOSSES)
-    method.weights.data = torch.tensor([5.0, -1.0, 1.0])
-    method.begin_step(1, 1)
-    assert method.weights.sum().item() == pytest.approx(3.0) and method.weights.min() > 0
-
-
-def test_gradnorm_evens_out_the_norms():
-    """With constant gradients and alpha 0, the weights approach the inverse norms."""
-    method = attached(GradNorm(tasks(3), alpha=0.0))
-    grads = stream(1)[0]
-    optimizer = torch.optim.SGD(method.parameters(), lr=1e-3)
-    for step in range(4000):
-        method.begin_step(step, 1)
-        method.combine(grads.clone(), LOSSES, EVERYONE)
-        optimizer.step()
-    scaled = method.weights.detach() * grads[:, 9:].norm(dim=1)
-    assert scaled.max() / scaled.min() < 1.05

@@ -16,7 +16,8 @@ from runner.errors import UserError
 from runner.mixtures.stream import steps_per_epoch
 from runner.training.assemble import Parts, assemble, counted_as_shared, probe_group, trainable
 from runner.training.cost import Cost, forward_cost, in_words, measure
-from runner.weighting.base import MODES, Weighting
+from runner.weighting.base import MODES, PerTaskWeighting, Weighting
+from runner.weighting.last_layer import LastLayerWeighting
 
 
 def print_summary(config: dict[str, Any]) -> None:
@@ -157,7 +158,8 @@ def _memory(
     """Weights, gradients, two moments, the K×P buffer, and the tensors that one example keeps for its backward pass."""
     parameters = sum(p.numel() for p in parts.model.parameters())
     free = sum(p.numel() for p in trainable(parts.model))
-    holds = weighting.needs != "losses" and weighting.mode == "parameters"
+    short = not isinstance(weighting, PerTaskWeighting) or isinstance(weighting, LastLayerWeighting)
+    holds = not short and weighting.mode == "parameters"
     per_task = len(parts.tasks) * shared if holds else 0
     ema = parameters if settings.ema else 0
     micro = settings.batch_size // (settings.accumulation * config["launch"]["num_processes"])

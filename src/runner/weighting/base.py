@@ -1,10 +1,11 @@
 """What a weighting is: losses (and, where needed, their gradients) → the gradient that is applied.
 
-Four kinds. A `LossWeighting` is a differentiable function of the losses; the model's gradient is Σ_k w_k ∇L_k with
+Five kinds. A `LossWeighting` is a differentiable function of the losses; the model's gradient is Σ_k w_k ∇L_k with
 w = ∂combine/∂L. A `GradientWeighting` looks at the Gram matrix of the per-task gradients and returns coefficients
 c_k; the gradient of the shared parameters is Σ_k c_k ∇L_k. A `MatrixWeighting` sees the gradients themselves, a
-`CrossWeighting` those of independent parts of the batch. All see global losses: summed over micro-batches and
-processes, so that nothing they do depends on how a batch was split (see `runner.weighting.engine`).
+`CrossWeighting` those of independent parts of the batch, a `LastLayerWeighting` (in `runner.weighting.last_layer`) the
+lengths of those of one layer. All see global losses: summed over micro-batches and processes, so that nothing they do
+depends on how a batch was split (see `runner.weighting.engine`).
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def rescaled(coefficients: Tensor, scale: Scale) -> Tensor:
 
 
 class Weighting(nn.Module):
-    """Common to both kinds; learnable and buffered state is saved in the checkpoint through `state_dict`.
+    """Common to all kinds; learnable and buffered state is saved in the checkpoint through `state_dict`.
 
     Args:
         tasks: name → task, in the order of every loss vector.

@@ -10,13 +10,12 @@ from torch import Tensor, nn
 
 from runner.config.kinds import NonNegativeFloat, PositiveFloat
 from runner.tasks.base import Task
-from runner.weighting.base import MatrixWeighting
-from runner.weighting.buffer import combination
+from runner.weighting.last_layer import LastLayerWeighting
 
 _LEAST = 1e-3  # of a weight: the update may push it below 0, where the loss would be maximised
 
 
-class GradNorm(MatrixWeighting):
+class GradNorm(LastLayerWeighting):
     """Weights w_k, learned so that slow tasks get larger gradients at the last shared layer.
 
     Chen et al., "GradNorm: Gradient Normalization for Adaptive Loss Balancing in Deep Multitask Networks", ICML 2018,
@@ -24,14 +23,12 @@ class GradNorm(MatrixWeighting):
     training rate (L_k/L_k(0)) / mean; one optimizer step on w, then Σw = K again. L_k(0) is the loss of the first step
     that has the task. Weights and L(0) are part of the checkpoint.
 
-    The last shared layer is the last shared parameter of two or more dimensions, and what follows it (its bias).
-
     Args:
         alpha: how strongly training rates are pulled together.
         lr: learning rate of w; None takes the model's.
         heads: "weighted": w are weights of the losses.
         scale: "paper" is weights that sum to K.
-        shared: see `MatrixWeighting`.
+        shared: see `PerTaskWeighting`.
     """
 
     log_losses: ClassVar[bool] = False  # needs positive losses
@@ -58,28 +55,18 @@ class GradNorm(MatrixWeighting):
             weights = self.weights.clamp_min(_LEAST)
             self.weights.copy_(weights * (len(weights) / weights.sum()))
 
-    def combine(self, grads_kP: Tensor, losses: Tensor, present: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        weights = self.weights.detach()[present]
-        initial = self.initial_losses[present]
+    def current(self, present: Tensor) -> Tensor:
+        return self.weights.detach()[present]
+
+    def update(self, norms: Tensor, losses: Tensor, present: Tensor) -> None:
+        weights, initial = self.weights.detach()[present], self.initial_losses[present]
         self.initial_losses[present] = initial = torch.where(initial.isnan(), losses, initial)
-        norms = grads_kP[:, self._last_layer() :].norm(dim=1)
         self.weights.grad = torch.zeros_like(self.weights)
         self.weights.grad[present] = weight_gradient(weights, norms, losses / initial.clamp_min(1e-12), self.alpha)
-        return (
-            combination(weights, grads_kP),
-            weights,
-            weights if self.heads == "weighted" else torch.ones_like(weights),
-        )
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         group: dict[str, Any] = {"params": [self.weights], "weight_decay": 0.0}
         return [group | ({} if self.lr is None else {"lr": self.lr})]
-
-    def _last_layer(self) -> int:
-        """Its first column."""
-        sizes = [shape.numel() for shape in self.shapes]
-        matrices = [n for n, shape in enumerate(self.shapes) if len(shape) > 1]
-        return sum(sizes[: matrices[-1]]) if matrices else 0
 
 
 def weight_gradient(weights: Tensor, norms: Tensor, ratios: Tensor, alpha: float) -> Tensor:

@@ -17,12 +17,15 @@ from runner.weighting.step import add_grad, set_grad
 def choose(engine: Engine) -> Pass:
     """The pass for an engine's weighting."""
     from runner.weighting.cross import CrossPass
+    from runner.weighting.last_layer import LastLayerPass, LastLayerWeighting
     from runner.weighting.lockstep import GramPass
     from runner.weighting.representation import RepresentationPass
 
     weighting = engine.weighting
     if isinstance(weighting, CrossWeighting):
         return CrossPass(engine)
+    if isinstance(weighting, LastLayerWeighting):
+        return LastLayerPass(engine)
     if isinstance(weighting, LossWeighting):
         # A weighting whose weights depend on this step's losses needs all of them before its one backward pass. With
         # several micro-batches that would mean keeping every graph: per-task gradients are exact and bounded.
