@@ -163,7 +163,8 @@ def test_examples_do_not_touch_one_another(config, kind):
     for i in range(3):
         alone = net({key: value[i : i + 1] for key, value in inputs.items()})
         for part, single in zip(tensors(whole), tensors(alone), strict=True):
-            torch.testing.assert_close(part[i : i + 1], single, atol=2e-5, rtol=1e-5)
+            scale = part.abs().max().clamp(min=1)  # not all networks start with features of about 1
+            torch.testing.assert_close(part[i : i + 1] / scale, single / scale, atol=2e-5, rtol=1e-5)
 
 
 def test_padding_does_not_change_text_features(config, kind):

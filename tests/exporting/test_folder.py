@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from runner import exporting
+from runner.backbones.hrnet import HRNetTrunk
 from runner.cli.main import main
 from runner.config.compose import compose
 from runner.config.freeze import finalize
@@ -245,3 +246,25 @@ def test_mistakes(dense, arguments, words, capfd):
 def test_a_folder_that_is_no_export(tmp_path):
     with pytest.raises(UserError, match="is not an exported run"):
         exporting.load(tmp_path)
+
+
+@pytest.mark.parametrize("levels", ["all", "some"])
+def test_an_hrnet_comes_back_whatever_of_it_was_read(levels, tmp_path):
+    """From a checkpoint whose size the configuration leaves open, by a decoder that reads all levels or three."""
+    HRNetTrunk("w18_small").save_pretrained(tmp_path / "start")
+    architecture = {"all": "hard_sharing", "some": "task_expert"}[levels]
+    overrides = [*TINY, "trainer.max_steps=1", "tasks=[depth]", "mixture.train=8", f"architecture={architecture}"]
+    overrides += ["backbone=hrnet", "backbone.size=null", f"backbone.pretrained={tmp_path}/start"]
+    run = trained(tmp_path, *overrides)
+    (trunk,) = export(run, tmp_path / "ex", "best", None, None)
+    assert (trunk.folder is None) == (levels == "some")
+    (tmp_path / "start").rename(tmp_path / "gone")
+    card = (tmp_path / "ex" / "README.md").read_text()
+    assert ("cannot be loaded by timm" in card) == (levels == "some")
+    assert ('timm.create_model("local-dir:DIR", pretrained=True)' in card) == (levels == "all")
+    pixels = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    found = exporting.load(tmp_path / "ex").predict({"pixels": pixels})
+    (tmp_path / "gone").rename(tmp_path / "start")
+    with torch.inference_mode():
+        expected = reference(run, averaged=False)(Group("g", {"pixels": pixels}), ["depth"])
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig
 
@@ -14,7 +15,7 @@ from runner.exporting.trunks import write_trunks
 from tests.backbones.samples import SPECS, backbone, example, kind_of, option, options, tensors
 
 FAMILIES = {option("backbone", name)["_target_"]: name for name in reversed(options("backbone"))}
-OURS = (".CNN9", ".LeNet", ".MLP", ".MPNN", ".SegNet", ".ToyPoint")
+OURS = (".CNN9", ".HRNet", ".LeNet", ".MLP", ".MPNN", ".SegNet", ".ToyPoint")
 """Networks that are not models of transformers."""
 NAMES = sorted(name for target, name in FAMILIES.items() if not target.endswith(OURS))
 SMALL = {"pretrained": None, "size": "tiny"}
@@ -75,6 +76,46 @@ def test_a_network_of_runners_own_is_named(tmp_path):
     (found,) = write_trunks(Model(backbone(config, size="tiny")), SPECS["table"], tmp_path)
     assert found.folder is None and "MLP" in found.problem
     assert not list(tmp_path.iterdir())
+
+
+def test_hrnet_becomes_a_folder_of_timm_and_starts_another_run(tmp_path):
+    config = option("backbone", "hrnet")
+    part = backbone(config, size="w18_small").eval()
+    (found,) = write_trunks(Model(part), SPECS["image"], tmp_path)
+    assert (found.library, found.kind, found.folder, found.problem) == ("timm", "hrnet_w18_small", ".", "")
+    assert found.difference == 0 and found.call("DIR") == 'timm.create_model("local-dir:DIR", pretrained=True)'
+    about = json.loads((tmp_path / "config.json").read_text())
+    assert about["architecture"] == "hrnet_w18_small" and about["model_args"] == {"head": ""}
+    torch.testing.assert_close(load_file(tmp_path / "model.safetensors"), dict(part.trunk.state_dict()), rtol=0, atol=0)
+    again = backbone(config, seed=1, size=None, pretrained=str(tmp_path)).eval()
+    with torch.inference_mode():
+        for ours, theirs in zip(tensors(part(example("image"))), tensors(again(example("image"))), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "levels", "words"),
+    [
+        ({"norm": "group"}, None, "other norms"),
+        ({}, [1, 2, 3], "not all levels were read"),
+        ({"size": "tiny"}, None, "no HRNet of size tiny"),
+    ],
+)
+def test_an_hrnet_that_timm_does_not_have(changes, levels, words, tmp_path):
+    part = backbone(option("backbone", "hrnet"), **{"size": "w18_small", **changes})
+    if levels:
+        part.restrict(["dense"])
+        part.keep_levels(levels)
+    (found,) = write_trunks(Model(part), SPECS["image"], tmp_path)
+    assert found.folder is None and words in found.problem and found.size == part.trunk.size
+    assert not list(tmp_path.iterdir())
+
+
+def test_bilinear_upsampling_is_found_out(tmp_path):
+    part = backbone(option("backbone", "hrnet"), size="w18_small", upsampling="bilinear")
+    (found,) = write_trunks(Model(part), SPECS["image"], tmp_path)
+    assert found.folder == "." and found.difference > 1e-4
+    assert "change how a hrnet_w18_small computes" in found.problem
 
 
 def test_group_norm_is_no_transformers_model(tmp_path):

@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from runner.backbones.base import Backbone
 from runner.backbones.image import IMAGENET_MEAN, IMAGENET_STD, ImageBackbone
 from runner.backbones.pretrained import make_trunk
 from runner.backbones.staged import StageRun, through
@@ -60,29 +61,8 @@ class ResNet(ImageBackbone):
         dilate(trunk.encoder.stages, output_stride)
         if not stem_pool:
             trunk.embedder.pooler = nn.Identity()
-        self._set_norm(norm, pretrained)
+        set_norm(self, norm, pretrained)
         self.finish(frozen, gradient_checkpointing)
-
-    def _set_norm(self, norm: str, pretrained: str | None) -> None:
-        if norm == "batch":
-            return
-        if norm == "frozen" and pretrained is None:
-            raise UserError(
-                "backbone.norm=frozen keeps a checkpoint's BatchNorm statistics, and backbone.pretrained is null",
-                "set backbone.pretrained, or backbone.norm=group for small batches",
-            )
-        if norm == "group" and pretrained is not None:
-            raise UserError(
-                "backbone.norm=group replaces BatchNorm, which a checkpoint's weights were trained with",
-                "set backbone.norm=frozen for small batches, or backbone.pretrained=null",
-            )
-        if norm == "frozen":
-            self.fix(*(m for m in self.trunk.modules() if isinstance(m, nn.BatchNorm2d)))
-            return
-        for parent in list(self.trunk.modules()):
-            for name, child in list(parent.named_children()):
-                if isinstance(child, nn.BatchNorm2d):
-                    setattr(parent, name, group_norm(child.num_features))
 
     def blocks(self) -> list[nn.Module]:
         return [layer for stage in self.trunk.encoder.stages for layer in stage.layers]
@@ -101,6 +81,33 @@ class ResNet(ImageBackbone):
 
     def stage_blocks(self, index: int) -> list[nn.Module]:
         return list(self.trunk.encoder.stages[index].layers)
+
+
+def set_norm(backbone: Backbone, norm: Literal["batch", "frozen", "group"], pretrained: str | None) -> None:
+    """Keep the trunk's BatchNorm, keep it as the checkpoint has it, or put GroupNorm in its place.
+
+    Raises:
+        UserError: that does not go with starting from a checkpoint, or without one.
+    """
+    if norm == "batch":
+        return
+    if norm == "frozen" and pretrained is None:
+        raise UserError(
+            "backbone.norm=frozen keeps a checkpoint's BatchNorm statistics, and backbone.pretrained is null",
+            "set backbone.pretrained, or backbone.norm=group for small batches",
+        )
+    if norm == "group" and pretrained is not None:
+        raise UserError(
+            "backbone.norm=group replaces BatchNorm, which a checkpoint's weights were trained with",
+            "set backbone.norm=frozen for small batches, or backbone.pretrained=null",
+        )
+    if norm == "frozen":
+        backbone.fix(*(m for m in backbone.trunk.modules() if isinstance(m, nn.BatchNorm2d)))
+        return
+    for parent in list(backbone.trunk.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(parent, name, group_norm(child.num_features))
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

@@ -17,7 +17,8 @@ HELP = """\
 usage: runner export RUN --to DIR [--checkpoint best] [--license ID] [--data-root DIR]
 
 Writes a trained run as a folder that other programs read: the backbone for transformers'
-from_pretrained, heads and the rest as safetensors, tokenizer or image processor, a model card.
+from_pretrained (HRNet: for timm's create_model), heads and the rest as safetensors, tokenizer or
+image processor, a model card.
 Averaged weights (trainer.ema) are taken where the run keeps them. Nothing is ever overwritten.
 
   --to DIR           a new folder, which can start another run: backbone.pretrained=DIR

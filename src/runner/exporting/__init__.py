@@ -1,8 +1,8 @@
 """A trained run as a folder that other programs read: the backbone as transformers has it, the rest beside it.
 
 DIR/README.md                       the model card
-DIR/config.json, model.safetensors  the backbone, for `AutoModel.from_pretrained(DIR)`; with several backbones
-each in a folder of its own, DIR/backbones/NAME
+DIR/config.json, model.safetensors  the backbone, for `AutoModel.from_pretrained(DIR)` (HRNet: for timm); with several
+backbones each in a folder of its own, DIR/backbones/NAME
 DIR/tokenizer.json … or preprocessor_config.json
 DIR/runner/config.yaml              the frozen configuration
 DIR/runner/heads.safetensors        the heads, under the names they have in the run's model

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from runner.exporting.trunks import Trunk
 from runner.files import write_atomic
 from runner.launching.rundir import RunDirectory
 
@@ -38,8 +39,8 @@ def write_card(
 
 
 def _front_matter(config: Mapping[str, Any], about: Mapping[str, Any], licence: str | None) -> str:
-    held = any(t["folder"] for t in about["backbones"])
-    matter: dict[str, Any] = {"library_name": "transformers"} if held else {}
+    held = [t["library"] for t in about["backbones"] if t["folder"]]
+    matter: dict[str, Any] = {"library_name": held[0]} if held else {}
     matter["tags"] = ["runner", "multi-task-learning", *config["mixture"]["tasks"]]
     if licence:
         matter["license"] = licence
@@ -89,20 +90,20 @@ def _loading(about: Mapping[str, Any]) -> str:
     for trunk in about["backbones"]:
         if trunk["folder"] is None:
             parts.append(
-                f"The backbone `{trunk['name']}` **cannot be loaded by transformers**: {trunk['problem']}. Its weights "
-                "are in `runner/rest.safetensors`."
+                f"The backbone `{trunk['name']}` **cannot be loaded by {trunk['library']}**: {trunk['problem']}. Its "
+                "weights are in `runner/rest.safetensors`."
             )
             continue
-        arguments = "".join(f", {k}={v}" for k, v in trunk["arguments"].items())
         place = "DIR" if trunk["folder"] == "." else f"DIR/{trunk['folder']}"
-        auto = trunk["auto"]
-        code = f'from transformers import {auto}\n\nbackbone = {auto}.from_pretrained("{place}"{arguments})'
+        output = "four maps equal" if trunk["library"] == "timm" else "last hidden state equals"
+        load = "import timm" if trunk["library"] == "timm" else f"from transformers import {trunk['auto']}"
+        code = f"{load}\n\nbackbone = {Trunk(**trunk).call(place)}"
         parts.append(f"```python\n{code}\n```")
         if trunk["problem"]:
             parts.append(f"**It loads, but gives other features than the run had**: {trunk['problem']}.")
         else:
             parts.append(
-                f"Checked when it was exported: its last hidden state equals the run's (largest difference "
+                f"Checked when it was exported: its {output} the run's (largest difference "
                 f"{trunk['difference']:.1g} of the largest value)."
             )
     if any(t["folder"] for t in about["backbones"]):

@@ -16,7 +16,7 @@ from runner.backbones.base import Backbone
 from runner.config import plugins as registry
 from runner.config.build import build
 from runner.errors import UserError
-from runner.exporting.trunks import Trunk, load_trunk
+from runner.exporting.trunks import Trunk, read_trunk
 from runner.files import read_json
 from runner.specs import InputSpec
 from runner.tasks.base import Task
@@ -76,6 +76,8 @@ def load_folder(folder: Path, plugins: Sequence[str] = ()) -> Exported:
     if backbone.get("pretrained"):  # the checkpoint that the run began with need not be there any more
         held = next((t.folder for t in trunks if t.folder), None)
         backbone["pretrained"] = None if held is None else str(folder / held)
+        if held is None and backbone.get("size", "") is None:  # the checkpoint's, which the run began with
+            backbone["size"] = next(trunk.size for trunk in trunks)
 
     def make_backbone() -> Backbone:
         return build(backbone, inputs, where="backbone")
@@ -102,6 +104,6 @@ def read_state(folder: Path, trunks: Sequence[Trunk], model: nn.Module) -> dict[
     own = set(model.state_dict())
     for trunk in trunks:
         if trunk.folder is not None:
-            loaded = load_trunk(folder, trunk).state_dict()
+            loaded = read_trunk(folder, trunk)
             state |= {n: t for k, t in loaded.items() if (n := f"{trunk.name}.trunk.{k}") in own}
     return state

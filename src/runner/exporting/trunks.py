@@ -1,4 +1,4 @@
-"""Backbones as transformers folders, and the proof that transformers loads from them what the run had."""
+"""Backbones as folders of transformers or timm, and the proof that they hold what the run had."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForTextEncoding, PreTrainedModel
 
 from runner.backbones.base import Backbone
+from runner.backbones.hrnet import HRNetTrunk
 from runner.backbones.pretrained import quiet
+from runner.backbones.timm_checkpoints import read_weights
 from runner.specs import InputSpec
 
 TOLERANCE = 1e-4
@@ -30,7 +32,9 @@ class Trunk:
         name: of the backbone in the run's model, such as "backbone" or "backbones.depth".
         folder: relative to the exported folder; None where transformers cannot hold it.
         auto, arguments: the call that loads it: `transformers.<auto>.from_pretrained(folder, **arguments)`.
-        kind: its class in transformers.
+        library: "timm" where that loads it instead: `timm.create_model("local-dir:" + folder, pretrained=True)`.
+        kind: its class in transformers, its architecture in timm.
+        size: what `backbone.size` stands for, of networks of runner's own whose checkpoints say it.
         difference: largest difference between the run's outputs and those of the loaded model, relative to the largest
             output; None where they cannot be compared.
         problem: why transformers cannot load it, or gives other features; empty where all is well.
@@ -40,13 +44,21 @@ class Trunk:
     folder: str | None = None
     auto: str = "AutoModel"
     arguments: dict[str, Any] = field(default_factory=dict)
+    library: str = "transformers"
     kind: str = ""
+    size: str | None = None
     difference: float | None = None
     problem: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """For export.json."""
         return asdict(self)
+
+    def call(self, place: str) -> str:
+        """The Python expression that loads it from the folder `place`."""
+        if self.library == "timm":
+            return f'timm.create_model("local-dir:{place}", pretrained=True)'
+        return f'{self.auto}.from_pretrained("{place}"{"".join(f", {k}={v}" for k, v in self.arguments.items())})'
 
 
 def find_backbones(model: nn.Module) -> dict[str, Backbone]:
@@ -59,7 +71,7 @@ def find_backbones(model: nn.Module) -> dict[str, Backbone]:
 
 
 def write_trunks(model: nn.Module, inputs: InputSpec, folder: Path) -> list[Trunk]:
-    """Write every backbone that is a transformers model, load it again and compare; the others are named."""
+    """Write every backbone that transformers or timm has, load it again and compare; the others are named."""
     backbones = find_backbones(model)
     trunks = []
     for name, backbone in backbones.items():
@@ -70,6 +82,8 @@ def write_trunks(model: nn.Module, inputs: InputSpec, folder: Path) -> list[Trun
 
 def _write(name: str, backbone: Backbone, inputs: InputSpec, folder: Path, place: str) -> Trunk:
     trunk = getattr(backbone, "trunk", None)
+    if isinstance(trunk, HRNetTrunk):
+        return _write_hrnet(name, trunk, folder, place)
     if not isinstance(trunk, PreTrainedModel):
         return Trunk(name, problem=f"{type(backbone).__name__} is a network of runner's own, not one of transformers")
     found = Trunk(name, place, kind=type(trunk).__name__)
@@ -91,6 +105,30 @@ def _write(name: str, backbone: Backbone, inputs: InputSpec, folder: Path, place
         found.problem = (
             f"the backbone's settings change how a {type(trunk).__name__} computes: from the same weights "
             f"transformers gives features that differ by {found.difference:.2g} of the largest"
+        )
+    return found
+
+
+def _write_hrnet(name: str, trunk: HRNetTrunk, folder: Path, place: str) -> Trunk:
+    found = Trunk(name, kind=trunk.architecture, library="timm", size=trunk.size)
+    if trunk.size == "tiny":
+        found.problem = "timm has no HRNet of size tiny"
+    elif not trunk.complete():
+        found.problem = f"its tensors are not those of a {trunk.architecture}: other norms, or not all levels were read"
+    if found.problem:
+        return found
+    found.folder = place
+    trunk.save_pretrained(folder / place)
+    plain = HRNetTrunk(trunk.size)  # computes as timm does
+    plain.load_state_dict(read_weights(folder / place))
+    pixels = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with _evaluating(trunk), torch.inference_mode():
+        both = list(zip(trunk(pixels), plain.eval()(pixels), strict=True))
+    found.difference = max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-12)) for a, b in both)
+    if not found.difference <= TOLERANCE:
+        found.problem = (
+            f"the backbone's settings change how a {trunk.architecture} computes: from the same weights timm gives "
+            f"features that differ by {found.difference:.2g} of the largest"
         )
     return found
 
@@ -117,8 +155,14 @@ def _expected_shapes(trunk: PreTrainedModel, found: Trunk) -> dict[str, torch.Si
     return {name: tensor.shape for name, tensor in fresh.state_dict().items()}
 
 
+def read_trunk(folder: Path, found: Trunk) -> dict[str, Tensor]:
+    """The weights of a written backbone by their names in its trunk."""
+    assert found.folder is not None
+    return read_weights(folder / found.folder) if found.library == "timm" else load_trunk(folder, found).state_dict()
+
+
 def load_trunk(folder: Path, found: Trunk) -> PreTrainedModel:
-    """Load a backbone as the model card tells people to."""
+    """Load a backbone of transformers as the model card tells people to."""
     auto = getattr(transformers, found.auto)
     assert found.folder is not None
     with quiet():

@@ -35,10 +35,9 @@ def main(argv: list[str]) -> int:
     print(f"exported {given.run} to {to}")
     for trunk in trunks:
         if trunk.folder is None:
-            print(f"  {trunk.name}: transformers cannot load it: {trunk.problem}; runner.exporting.load reads it")
+            print(f"  {trunk.name}: {trunk.library} cannot load it: {trunk.problem}; runner.exporting.load reads it")
             continue
-        arguments = "".join(f", {key}={value}" for key, value in trunk.arguments.items())
-        print(f'  {trunk.name}: {trunk.auto}.from_pretrained("{to / trunk.folder}"{arguments})')
+        print(f"  {trunk.name}: {trunk.call(str(to / trunk.folder))}")
         print(f"    warning: {trunk.problem}" if trunk.problem else "    loaded again: the same features")
     print(f'  heads and the rest: runner.exporting.load("{to}")\n  model card: {to / "README.md"}')
     return EXIT_DONE
