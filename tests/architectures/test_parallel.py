@@ -153,3 +153,10 @@ def test_networks_of_different_depth_exchange_while_both_last():
     model.backbones["depth"].decoder[0][0].register_forward_hook(lambda *_: calls.append(1))
     model(images(), ["scene"])
     assert calls == []  # the other task's decoder is no part of it
+
+
+def test_the_penalty_of_sluice_needs_a_layer_that_makes_the_whole_state():
+    with pytest.raises(UserError, match=r"the 24 channels of a stage"):
+        make("sluice", TASKS, "hrnet")
+    model = make("sluice", TASKS, "hrnet", orthogonality=0.0)
+    assert set(model(images(batch=1), ["depth"])) == {"depth"}

@@ -117,6 +117,19 @@ def test_predictions_of_the_asked_for_tasks_only(model, world):
         assert torch.equal(alone[one], both[one])  # evaluation gets plain tensors
 
 
+def test_states_of_several_resolutions_are_read_whole(config):
+    """HRNet's branches are side by side in a state; every part of what works between stages must reach a task."""
+    kind = locate(config["_target_"])
+    if kind.needs == "features" or kind.__name__ == "LTB":
+        pytest.skip("does not work between stages, or (LTB) is as cross_stitch there and makes ten backbones")
+    changes = {"orthogonality": 0.0} if "orthogonality" in config else {}
+    model = make({**config, **changes}, "hrnet", MIXED).train()
+    made = {t: everything(p) for t, p in model(group("image"), list(MIXED)).items()}
+    assert {t: {tuple(p.shape) for p in some} for t, some in made.items()} == {t: {shape(o)} for t, o in MIXED.items()}
+    sum(p.square().mean() for some in made.values() for p in some).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
 def test_heads_of_other_tasks_do_not_run(model, world):
     _, tasks, kind = world
     model.train()

@@ -19,8 +19,13 @@ class OverChannels(nn.LayerNorm):
 
 
 def read_stages(backbone: Any, kind: str) -> list[int]:
-    """The stages whose states tasks of this kind read; where there is a decoder, dense tasks read its stages."""
+    """The stages whose states tasks of this kind read; where there is a decoder, dense tasks read its stages.
+
+    Where the last state holds all levels (HRNet), that alone.
+    """
     count = len(backbone.stage_channels)
+    if getattr(backbone, "last_holds_all", False):
+        return [count - 1]
     encoder = count - getattr(backbone, "decoder_stages", 0)
     if kind != "dense":
         return [encoder - 1]

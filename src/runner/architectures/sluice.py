@@ -57,6 +57,10 @@ class Sluice(ParallelNetworks):
                 f"architecture.subspaces={subspaces} does not divide the {uneven[0]} channels of a stage",
                 "the published number is 2",
             )
+        if orthogonality and subspaces > 1:
+            for backbone in self.backbones.values():
+                for index, width in enumerate(backbone.stage_channels):
+                    _last_weight(backbone.stage_blocks(index), width)
         self.alpha = nn.ParameterList(
             torch.tensor(own_and_others(own, subspaces * len(self.members(i)))) for i in range(depth)
         )
@@ -101,6 +105,17 @@ class Sluice(ParallelNetworks):
 
 
 def _last_weight(blocks: Sequence[nn.Module], width: int) -> Tensor:
-    """The last weight matrix or kernel that makes `width` channels."""
+    """The last weight matrix or kernel that makes `width` channels.
+
+    Raises:
+        UserError: the state is made by several together, as the branches of HRNet are.
+    """
     weights = [p for block in blocks for p in block.parameters() if p.ndim >= 2 and p.shape[0] == width]
+    if not weights:
+        raise UserError(
+            f"architecture.orthogonality needs one layer that makes the {width} channels of a stage, and this backbone "
+            "has none",
+            "set architecture.orthogonality=0, or choose another backbone such as resnet",
+            "runner ls backbone",
+        )
     return weights[-1]

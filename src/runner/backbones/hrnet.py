@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +60,8 @@ class HRNet(ImageBackbone):
 
     input_kind = "image"
     serves = ("dense", "pooled")
+    last_holds_all: ClassVar[bool] = True
+    """All levels are made of the state after the last stage."""
 
     def __init__(
         self,
