@@ -89,7 +89,7 @@ def test_a_run_that_somebody_started_by_hand_is_waited_for(tmp_path: Path, need:
     path, said = fake(tmp_path, need, "RUNNING"), []
     lock = hold(path / LOCK)
     assert lock is not None
-    job = NeededJob(replace(need, config=need.config | {"name": "x"}), ["train"])
+    job = NeededJob(replace(need, config=need.config | {"name": "x", "seed": 0}), ["train"])
     assert job.open() is None and job.elsewhere and not job.ended
 
     def complete() -> None:
