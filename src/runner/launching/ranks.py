@@ -122,6 +122,10 @@ def environment(config: Mapping[str, Any]) -> dict[str, str]:
         variables["CUDA_VISIBLE_DEVICES"] = ""
     variables.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products on CUDA
     variables.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if "OMP_WAIT_POLICY" not in variables:
+        # Threads that wait for one another spin, by default for milliseconds: where a second process wants the same
+        # cores, both come to a near standstill.
+        variables.setdefault("GOMP_SPINCOUNT", "1000")
     return variables
 
 
