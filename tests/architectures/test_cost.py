@@ -172,7 +172,7 @@ def test_words():
     assert [in_words(x) for x in (12, 1234, 2.5e9, 7e15)] == ["12 FLOP", "1.23 KFLOP", "2.5 GFLOP", "7 PFLOP"]
 
 
-DECODERS = ("mtmamba", "mtmamba_pp", "task_prompter", "task_expert", "atrc", "medusa")
+DECODERS = ("mtmamba", "mtmamba_pp", "task_prompter", "task_expert", "atrc", "atrc_search", "medusa")
 
 
 @pytest.mark.parametrize("name", [n for n in (*EXPECTED, *DECODERS) if n != "hard_sharing"])

@@ -38,7 +38,8 @@ def option(group: str, name: str) -> dict[str, Any]:
 @functools.cache
 def _composed(group: str, name: str) -> dict[str, Any]:
     with initialize_config_dir(str(Path(config_root()).resolve()), version_base=None):
-        return OmegaConf.to_container(compose(overrides=[f"+{group}={name}"]))[group]
+        found = OmegaConf.to_container(compose(overrides=[f"+{group}={name}"]))[group]
+    return {key: 100 if value == "${trainer.max_steps}" else value for key, value in found.items()}
 
 
 def backbone(config: dict[str, Any], inputs: InputSpec | None = None, seed: int = 0, **changes: Any) -> Any:

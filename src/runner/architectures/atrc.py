@@ -27,7 +27,7 @@ class ATRC(Decoder):
     The pyramid's levels are concatenated at the finest one; a 3×3 convolution per task makes its features, another
     branch, cut off from the backbone, its label maps with an auxiliary prediction (`Labels`, supervised). For each
     target task the contexts of all sources, itself among them, are attended to, joined by a 1×1 convolution that starts
-    at zero, and mixed with its features. Which context a pair uses was found by architecture search in the paper; the
+    at zero, and mixed with its features. Which context a pair uses is found by `ATRCSearch`; the published
     result for NYUD-v2 stands in `experiment/papers/atrc`, pairs that are not named use `context`.
 
     Args:
@@ -93,9 +93,13 @@ class ATRC(Decoder):
             }
         )
         self.refine = nn.ModuleDict(
-            {t: Refine(self.contexts[t], width, max(width // 2, 1), kernel, dropout, norm) for t in self.dense}
+            {t: self.make_refine(t, width, max(width // 2, 1), kernel, dropout, norm) for t in self.dense}
         )
         self.make_heads(FeatureSpec((width,), (self.strides[0],), 0))
+
+    def make_refine(self, target: str, width: int, inner: int, kernel: int, dropout: float, norm: Norm) -> Refine:
+        """What refines one target's features."""
+        return Refine(self.contexts[target], width, inner, kernel, dropout, norm)
 
     def _labelled(self, task: str) -> bool:
         """Whether any pair reads the task's label maps."""
@@ -128,24 +132,34 @@ class Refine(nn.Module):
             {s: make_context(kind, channels, inner, norm, kernel) for s, kind in self.kinds.items()}
         )
         count = len(self.kinds)
-        self.join: nn.Module | None = None
-        if count:
-            last = normalisation(norm, channels)
-            nn.init.zeros_(last.weight)  # type: ignore[arg-type]  # at first the contexts change nothing
-            self.join = nn.Sequential(nn.Conv2d(count * inner, channels, 1, bias=False), last)
-        self.mix = nn.Sequential(
-            conv_block(2 * channels if count else channels, channels, 1, norm), nn.Dropout2d(dropout)
-        )
+        self.join: nn.Module | None = self.make_join(count, channels, inner, norm) if count else None
+        self.mix = self.make_mix(2 * channels if count else channels, channels, dropout, norm)
+
+    @staticmethod
+    def make_join(count: int, channels: int, inner: int, norm: Norm) -> nn.Sequential:
+        """All sources' contexts → what is added to the target's features: at first nothing."""
+        last = normalisation(norm, channels)
+        nn.init.zeros_(last.weight)  # type: ignore[arg-type]
+        return nn.Sequential(nn.Conv2d(count * inner, channels, 1, bias=False), last)
+
+    @staticmethod
+    def make_mix(before: int, after: int, dropout: float, norm: Norm) -> nn.Sequential:
+        """Features and contexts side by side → refined features."""
+        return nn.Sequential(conv_block(before, after, 1, norm), nn.Dropout2d(dropout))
+
+    def attended(self, target: str, features: Mapping[str, Tensor], regions: Mapping[str, Tensor]) -> list[Tensor]:
+        """The context of every source, (B, inner, H, W)."""
+        return [
+            block(features[target], features[s], regions.get(target if self.kinds[s] == "target_label" else s))
+            for s, block in self.attend.items()
+        ]
 
     def forward(self, target: str, features: Mapping[str, Tensor], regions: Mapping[str, Tensor]) -> Tensor:
         """Task → (B, C, H, W) and task → (B, L, N) label maps, of those that the contexts read."""
         x_BCHW = features[target]
         if self.join is None:
             return self.mix(x_BCHW)
-        attended = [
-            block(x_BCHW, features[s], regions.get(target if self.kinds[s] == "target_label" else s))
-            for s, block in self.attend.items()
-        ]
+        attended = self.attended(target, features, regions)
         return self.mix(torch.cat([x_BCHW, self.join(torch.cat(attended, dim=1))], dim=1))
 
 

@@ -45,7 +45,9 @@ class Architecture(nn.Module):
     def study(
         self, measure: Callable[[], Mapping[str, Mapping[str, float]]], cost: Callable[[Sequence[str]], int]
     ) -> dict[str, Any]:
-        """More for result.json, of architectures that can be set in several ways after training; most have nothing.
+        """More for result.json, of architectures that can be set in several ways or that searched; most have nothing.
+
+        A text under "hint" also ends what the terminal shows of the result.
 
         Args:
             measure: task → metric → value on the validation split, of the model as it is set at the moment.

@@ -183,6 +183,8 @@ class Tracker:
         for line in [*reference_lines(result), *delta_lines(result, self._console.ascii_only)]:
             self._console.text(line)
         self._console.text(summary_line(result))
+        if result.get("hint"):
+            self._console.text(f"  {result['hint']}")
         self._wandb.summary(result)
 
     def close(self, exit_code: int) -> None:
