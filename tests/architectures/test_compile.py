@@ -22,9 +22,12 @@ DECODERS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["hard_sharing", "cross_stitch", "mtan", "mmoe", *DECODERS])
-def test_no_graph_breaks(name):
-    model, group = make(name, **DECODERS.get(name, {})).eval(), images(size=(32, 32))
+@pytest.mark.parametrize(
+    ("name", "backbone"),
+    [*((n, "resnet") for n in ("hard_sharing", "cross_stitch", "mtan", "mmoe", *DECODERS)), ("cross_stitch", "hrnet")],
+)
+def test_no_graph_breaks(name, backbone):
+    model, group = make(name, backbone=backbone, **DECODERS.get(name, {})).eval(), images(size=(32, 32))
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     with torch.no_grad():

@@ -99,7 +99,7 @@ def require_stages(backbone: Backbone, method: str, maps: bool = False) -> None:
     if maps and not backbone.stage_strides:
         raise UserError(
             f"{method} attends to feature maps between stages, and the states of {name} are no maps",
-            "choose a pyramid backbone: resnet, segnet, swin, segformer, pvt_v2, convnext",
+            "choose a pyramid backbone: resnet, segnet, hrnet, swin, segformer, pvt_v2, convnext",
             "runner ls backbone",
         )
 
