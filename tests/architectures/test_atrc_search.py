@@ -49,7 +49,10 @@ def world(context: str, batch: int = 8):
     return {"a": own, "b": source}, labels, means[context]
 
 
-@pytest.mark.parametrize("context", ["global", "local", "target_label", "source_label"])
+@pytest.mark.parametrize(
+    "context",
+    ["global", *(pytest.param(c, marks=pytest.mark.slow) for c in ("local", "target_label")), "source_label"],
+)
 def test_the_search_finds_the_context_that_is_needed(context):
     torch.manual_seed(0)
     block = SearchedRefine("a", ["a", "b"], 4, 8, 1, 0.0, "batch").train()

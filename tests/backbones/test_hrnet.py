@@ -39,6 +39,10 @@ def blank(size: str) -> HighResolutionNet:
         return HighResolutionNet(size)
 
 
+def slow(value):
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
 def tiny(seed: int = 0, **changes) -> HRNet:
     """Statistics as after training, so that normalisation is not the identity; features of about 1."""
     net = backbone(option("backbone", "hrnet"), seed=seed, size="tiny", **changes)
@@ -62,7 +66,9 @@ def head(widths) -> int:
     return total + wide[-1] * 2048 + 3 * 2048 + 2048 * 1000 + 1000
 
 
-@pytest.mark.parametrize("size", CLASSIFIERS)
+@pytest.mark.parametrize(
+    "size", [s if s in ("w18_small", "w18_small_v2", "w18", "w48") else slow(s) for s in CLASSIFIERS]
+)
 def test_parameters_are_those_of_the_published_classifier_without_its_head(size):
     trunk = blank(size)
     assert sum(p.numel() for p in trunk.parameters()) == CLASSIFIERS[size] - head(PRESETS[size].widths)
@@ -86,7 +92,7 @@ def test_parameters_by_a_formula():
         assert count == expected == sum(p.numel() for p in blank(f"w{width}").parameters())
 
 
-@pytest.mark.parametrize(("size", "published"), [("w18", 4.3), ("w44", 14.9), ("w48", 17.3)])
+@pytest.mark.parametrize(("size", "published"), [("w18", 4.3), ("w48", 17.3)])
 def test_multiplications_are_the_published_ones(size, published):
     """Billions at 224 × 224 with the head: that of the trunk counted, that of the head by its formula."""
     counts = []
