@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from runner.errors import UserError
-from runner.mixtures.augment import Colours
+from runner.mixtures.colours import Colours
 from runner.mixtures.views import PAD_COLOUR, ClassDecoder, Layer, View, decode_depth, decode_edge, decode_normals
 from runner.types import MISSING_INT, Group
 
@@ -263,7 +263,7 @@ def _largest(maps_BCHW: Tensor, axis: _Axis, sizes: Tensor, shrinks: Tensor) -> 
 
 
 def change_colours(pixels_B3HW: Tensor, numbers_BN: Tensor) -> Tensor:
-    """`runner.mixtures.augment.photometric` for a batch.
+    """`runner.mixtures.colours.photometric` for a batch.
 
     Args:
         pixels_B3HW: RGB in [0, 1]. numbers_BN: `Colours.numbers` of each image.
