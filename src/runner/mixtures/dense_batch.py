@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from runner.mixtures.dense import DenseDataset
+from runner.mixtures.lending import empty
 from runner.mixtures.views import new_target, view_image
 from runner.types import MISSING_INT, Group
 
@@ -29,7 +30,7 @@ class DenseBatch:
         dataset, row = self._dataset, len(self._ids)
         record, view, colours = dataset.look(index, rng)
         if row == 0:
-            self._pixels = torch.empty(self._count, 3, *view.size)
+            self._pixels = empty(self._count, 3, *view.size)
         view_image(record.image, view, colours, self._pixels[row].numpy())
         for task in dataset.tasks:
             if task in record.maps:
@@ -46,7 +47,7 @@ class DenseBatch:
 
     def _unlabelled(self, target: np.ndarray, rows: int) -> Tensor:
         """Room for the targets of a task, of which the first rows have none."""
-        found = torch.empty(self._count, *target.shape, dtype=torch.from_numpy(target).dtype)
+        found = empty(self._count, *target.shape, dtype=torch.from_numpy(target).dtype)
         found[:rows] = _missing(found)
         return found
 

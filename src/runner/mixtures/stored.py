@@ -17,6 +17,7 @@ from torch import Tensor
 
 from runner.errors import UserError
 from runner.mixtures.colours import Colours
+from runner.mixtures.lending import empty
 from runner.mixtures.views import PAD_COLOUR, ClassDecoder, Layer, View, decode_depth, decode_edge, decode_normals
 from runner.types import MISSING_INT, Group
 
@@ -142,7 +143,9 @@ def _stack(arrays: Sequence[np.ndarray], axes: tuple[int, int]) -> Tensor:
         shape[axis] = max(array.shape[axis] for array in arrays)
     kind = torch.from_numpy(np.empty(0, arrays[0].dtype)).dtype
     same = all(list(array.shape) == shape for array in arrays)
-    batch = (torch.empty if same else torch.zeros)((len(arrays), *shape), dtype=kind)
+    batch = empty(len(arrays), *shape, dtype=kind)
+    if not same:
+        batch.zero_()
     for row, array in zip(batch.numpy(), arrays, strict=True):
         np.copyto(row[tuple(slice(n) for n in array.shape)], array)
     return batch
