@@ -10,6 +10,7 @@ import torch
 from runner.backbones.base import Backbone
 from runner.config.build import build, locate
 from runner.errors import UserError
+from runner.training.cost import forward_cost, in_shapes_only
 from runner.types import Group, everything
 from runner.weighting.reach import find_reach
 from tests.architectures.samples import task
@@ -199,6 +200,21 @@ def test_odd_image_sizes(config):
     with torch.no_grad():
         made = model(group("image", size=(70, 51)), list(DENSE))
     assert {tuple(p.shape[2:]) for p in made.values()} == {(70, 51)}
+
+
+def test_cost_is_known_from_shapes_alone(config):
+    """FLOPs, activations and which parameters each task reaches, as a pass with values gives them."""
+    model, given = make(narrow(config), "resnet", DENSE).eval(), group("image", size=(64, 48))
+    parameters = list(model.parameters())
+
+    def described():
+        made = model(given, list(DENSE))
+        reach = find_reach({task: everything(p) for task, p in made.items()}, parameters)
+        return reach, forward_cost(model, given, list(DENSE))
+
+    (reach, cost), (found, shapes) = described(), in_shapes_only(described)
+    assert found == reach and shapes.flops == cost.flops
+    assert shapes.saved_bytes == pytest.approx(cost.saved_bytes, rel=0.01)
 
 
 def gradients(model, size=(32, 32)):

@@ -130,8 +130,6 @@ def test_published_form_is_described_without_its_data(experiment, capsys, monkey
     asked = [f"+experiment={experiment}"]
     if (mixture := compose("train", asked).choices["mixture"]) in NEEDS_DATA:
         monkeypatch.setenv("RUNNER_DATA", str(request.getfixturevalue("runner_data")))
-    if mixture == "nyud":  # the forward pass that is measured takes minutes at 448 x 576 with ViT-L and Swin-L
-        asked += ["mixture.size=[64,96]", "mixture.augment.crop=[64,96]"]
     print_summary(finalize(compose("train", asked), data=False))
     said = capsys.readouterr().out
     if mixture == "glue8":  # a vocabulary comes from data or weights, and neither is here

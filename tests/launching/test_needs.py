@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ from runner.config.compose import compose
 from runner.config.freeze import finalize
 from runner.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
 from runner.files import write_json
+from runner.launching.locks import hold
 from runner.launching.needs import Need, ensure, experts, find, needs, unfinished
+from runner.launching.rundir import LOCK
+from runner.launching.schedule import NeededJob
 from tests.support import TINY, runner
 
 BASE = [*TINY, "tasks=[depth,edge]", "trainer.max_steps=2", "trainer.eval_every=2"]
@@ -78,6 +82,27 @@ def test_two_that_need_the_same_run_train_it_once(tmp_path: Path, need: Need) ->
         thread.join()
     assert len(trained) == 1
     assert found[0] == found[1] == {need.signature: find(need)}
+
+
+def test_a_run_that_somebody_started_by_hand_is_waited_for(tmp_path: Path, need: Need) -> None:
+    """It is no need to them, so only the lock in its directory tells."""
+    path, said = fake(tmp_path, need, "RUNNING"), []
+    lock = hold(path / LOCK)
+    assert lock is not None
+    job = NeededJob(replace(need, config=need.config | {"name": "x", "seed": 0}), ["train"])
+    assert job.open() is None and job.elsewhere and not job.ended
+
+    def complete() -> None:
+        write_json(path / "run.json", {"status": "COMPLETED", "signature": need.signature})
+        write_json(path / "result.json", {"split": "test", "tasks": {"depth": {"rmse": 1.0}}})
+        lock.close()
+
+    timer = threading.Timer(0.3, complete)
+    timer.start()
+    paths, code = ensure([need], lambda wanted, where: pytest.fail("trained twice"), said.append)
+    assert (paths, code) == ({need.signature: path}, EXIT_DONE)
+    assert said == [f"waiting for {path}, where another process trains the {need}"]
+    assert job.open() is None and job.ended and job.skipped and job.path == path
 
 
 def test_a_failed_baseline_does_not_stop_the_others_and_a_failed_expert_does(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ import pytest
 from runner.errors import UserError
 from runner.launching import devices, pool
 from runner.launching.devices import Gpus
-from runner.launching.pool import Pool
+from runner.launching.pool import Pool, claim
+from runner.launching.ranks import settle
 from runner.launching.rundir import RunDirectory
 
 FAKE = Path(__file__).with_name("fake_worker.py")
@@ -113,6 +114,15 @@ def test_a_worker_that_dies_has_failed(tmp_path):
     os.kill(job._ranks.processes[0].pid, signal.SIGKILL)
     runs.drain()
     assert (job.state, job.code, status(job.path)) == ("FAILED", 1, "FAILED")
+
+
+def test_the_end_of_a_worker_that_waited_says_nothing_of_the_one_at_work(tmp_path):
+    job = Pool(1).submit(config("ok"), tmp_path / "job", ["train"])
+    run = claim(job)
+    run.begin_attempt(0)  # by this process, which lives
+    code, words = settle(run, -signal.SIGKILL, False)
+    assert code == 1 and words == f"another process is working in {run.path}"
+    assert status(run.path) == "RUNNING" and "ended" not in run.info()["attempts"][0]
 
 
 def test_two_front_ends_never_run_one_job_at_a_time(tmp_path):

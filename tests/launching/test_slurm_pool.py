@@ -45,6 +45,9 @@ def here(monkeypatch, tmp_path) -> Path:
     return tmp_path
 
 
+NO_PROCESS = 2**22 + 1  # more than Linux gives
+
+
 class Bench:
     """A search's folder, its pools, and elements that are played."""
 
@@ -142,6 +145,8 @@ def test_jobs_that_leave_the_queue_without_a_word(bench, status, slurm, state, w
     bench.pool.step(0)
     if status != "WAITING":
         bench.play(job, status, "saved" if status == "STOPPED" else "")
+        run = RunDirectory(job.path)
+        run.update(attempts=[attempt | {"pid": NO_PROCESS} for attempt in run.info()["attempts"]])
     (bench.place.path / "slurm" / "101_0.log").write_text("runner: job 0\noom-kill\n")
     (bench.here / "state").write_text(slurm)
     bench.listed()

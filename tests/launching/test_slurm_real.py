@@ -174,6 +174,21 @@ def test_a_search_goes_on_after_its_front_end_was_killed_and_in_a_job_of_its_own
         same_bits(here / one[number]["directory"], there / trial["directory"])
 
 
+def test_a_lagging_trial_is_pruned_in_the_queue(tmp_path):
+    """One that learns nothing is stopped by a signal through Slurm, is not requeued, and its run says why."""
+    lines = [*TINY, *SLURM, "trainer.max_steps=400", "trainer.eval_every=10", "tasks=[depth]", "name=found"]
+    lines += ["optimizer.lr=1e-3,1e-12", "tune.sampler=grid", "tune.objective=depth", "tune.pruner=median"]
+    lines += ["tune.startup=2", "launch.slurm.max_parallel=1", f"tune.dir={tmp_path / 's'}"]
+    done = runner("tune", *lines)
+    assert done.returncode == 0, done.stdout + done.stderr
+    good, bad = json.loads((tmp_path / "s" / "tune.json").read_text())["trials"]
+    assert (good["state"], bad["state"]) == ("COMPLETE", "PRUNED"), done.stdout
+    found = info(tmp_path / "s" / bad["directory"])
+    assert found["pruned"]["by"] == "median" and found["status"] == "STOPPED" and len(found["attempts"]) == 1
+    assert max(row["step"] for row in rows(tmp_path / "s" / bad["directory"])) < 400
+    until(lambda: not queue())
+
+
 def test_cancel_stops_a_search_with_its_driver(tmp_path):
     lines = [*TINY, *SLURM, "tasks=[depth]", "trainer.max_steps=4000", "optimizer.lr=1e-3,1e-4,1e-5", "name=found"]
     lines += ["tune.sampler=grid", "tune.objective=depth", "tune.driver=slurm", f"tune.dir={tmp_path / 's'}"]

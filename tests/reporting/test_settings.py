@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from runner.reporting.read import Run
-from runner.reporting.settings import collect, command_keys, find_columns, option_name, text_value
+from runner.reporting.settings import collect, command_keys, find_columns, text_value
 
 
 def make(config: dict, argv: str = "", **info: object) -> Run:
@@ -103,15 +103,6 @@ def test_one_setting_has_no_columns():
 def test_keys_of_all_commands():
     settings = collect([make({"a": 1}, "a=1 +b=2 ~c"), make({"a": 2}, "a=2 d=1")], lambda run: run.config)
     assert command_keys(settings) == ["a"]
-
-
-def test_options_by_their_target():
-    assert option_name("runner.weighting.pcgrad.PCGrad") == "pcgrad"
-    assert option_name("runner.training.optimizers.adamw") == "adamw"
-    assert option_name("runner.architectures.heads.pooled.Linear") == "linear"
-    assert option_name("runner.backbones.swin.Swin") == "swin"
-    assert option_name("mine.weightings.Own") == "Own"
-    assert option_name(None) == "none"
 
 
 def test_values_in_a_line():

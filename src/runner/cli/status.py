@@ -12,6 +12,7 @@ from runner.cli import runs, sweep_status
 from runner.cli.arguments import split_plain
 from runner.cli.output import print_table, show_value
 from runner.errors import EXIT_DONE, UserError
+from runner.launching import rundir
 
 HELP = """\
 usage: runner status [DIR] [--json]
@@ -116,22 +117,10 @@ def status(info: dict[str, Any]) -> str:
 
 def alive(info: dict[str, Any]) -> bool:
     """Whether the newest attempt's process still lives; one on another host is believed."""
-    import os
-    import socket
-
     attempts = info.get("attempts") or []
     if info.get("status") != "RUNNING" or not attempts:
         return False
-    newest = attempts[-1]
-    if newest.get("host") not in (None, socket.gethostname()) or not isinstance(newest.get("pid"), int):
-        return True
-    try:
-        os.kill(newest["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    return rundir.alive(attempts[-1])
 
 
 def _checkpoints(path: Path) -> str:

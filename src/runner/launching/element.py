@@ -26,6 +26,7 @@ from typing import Any
 
 from runner.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, UserError
 from runner.launching import needs as needed
+from runner.launching.locks import held
 from runner.launching.needs import Need
 from runner.launching.pool import LOG, Job, last_message
 from runner.launching.ranks import PARENT, Ranks, environments, settle, worker_command
@@ -63,7 +64,7 @@ def find_job(place: SweepDirectory, index: int, needs: bool) -> SweepJob | Neede
         fixed = info["fixed"] if info["verb"] == "train" else []  # a search has them among its arguments
         job = NeededJob(need, ["train", *fixed, *info["arguments"]])
         for other in needed.needs(config):  # another element trains them: wait for it
-            while needed.find(other) is None and _held(other):
+            while needed.find(other) is None and held(needed.lock_path(other)):
                 time.sleep(1.0)
         return job
     entry = next(e for e in place.entries() if e.number == index)
@@ -76,16 +77,6 @@ def find_job(place: SweepDirectory, index: int, needs: bool) -> SweepJob | Neede
         wanted.path = path or wanted.path
         wanted.end(EXIT_DONE if path else EXIT_FAILED, "" if path else "it did not complete")
     return job
-
-
-def _held(need: Need) -> bool:
-    from runner.launching.pool import hold
-
-    file = hold(needed.lock_path(need))
-    if file is None:
-        return True
-    file.close()
-    return False
 
 
 # ---- the first node ------------------------------------------------------------------------------------------------

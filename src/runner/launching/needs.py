@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from runner.config.derive import PLAIN, expert_groups, on_tasks
 from runner.config.signature import signature
 from runner.errors import EXIT_DONE, EXIT_STOPPED
 from runner.files import read_json
+from runner.launching.locks import held
+from runner.launching.rundir import LOCK
 
 APART = 1_000_003
 """Between the seeds of experts with `merging.apart`: none is another run's."""
@@ -188,7 +191,7 @@ def ensure(
         path = find(need)
         if path is None:
             with _claim(need, say):
-                path = find(need)  # another process may have trained it while this one waited
+                path = _elsewhere(need, say)
                 if path is None:
                     say(f"{need} ({number} of {len(wanted)}):")
                     code = train(need, unfinished(need))
@@ -200,6 +203,17 @@ def ensure(
                         continue
         paths[need.signature] = path
     return paths, bad
+
+
+def _elsewhere(need: Need, say: Callable[[str], None]) -> Path | None:
+    """What others have trained meanwhile; waits for one who does so now, though not as a need."""
+    told = False
+    while (path := find(need)) is None and (left := unfinished(need)) is not None and held(left / LOCK):
+        if not told:
+            say(f"waiting for {left}, where another process trains the {need}")
+        told = True
+        time.sleep(1.0)
+    return path
 
 
 def lock_path(need: Need) -> Path:

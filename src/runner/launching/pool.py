@@ -13,7 +13,6 @@ that started them dies, so that a killed front end leaves no orphan.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
 import time
@@ -27,6 +26,7 @@ from runner.config.signature import weights_diff
 from runner.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, UserError
 from runner.files import write_atomic
 from runner.launching.devices import Gpus, thread_share
+from runner.launching.locks import hold
 from runner.launching.ranks import Ranks, environments, settle, worker_command
 from runner.launching.rundir import RunDirectory
 
@@ -256,21 +256,6 @@ def start(job: Job, gpus: list[str], jobs: int) -> bool:
     job._ranks = Ranks(worker_command(job.path), environments(job.config, **extra), job._log)
     job.gpus, job.started = gpus, time.monotonic()
     return True
-
-
-def hold(path: Path) -> IO[str] | None:
-    """A lock on a file, which is made if need be with its folder; None where another process holds it.
-
-    It goes with this process, however it ends.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(path, "a")  # noqa: SIM115 - open as long as it is held
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return file
-    except BlockingIOError:
-        file.close()
-        return None
 
 
 def claim(job: Job) -> RunDirectory:

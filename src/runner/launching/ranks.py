@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from runner.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_USER
-from runner.launching.rundir import RunDirectory, Status
+from runner.launching.rundir import RunDirectory, Status, alive
 
 PATIENCE_S = 10.0
 """How long the other ranks may take to end by themselves once one has failed."""
@@ -122,6 +122,10 @@ def environment(config: Mapping[str, Any]) -> dict[str, str]:
         variables["CUDA_VISIBLE_DEVICES"] = ""
     variables.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products on CUDA
     variables.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if "OMP_WAIT_POLICY" not in variables:
+        # Threads that wait for one another spin, by default for milliseconds: where a second process wants the same
+        # cores, both come to a near standstill.
+        variables.setdefault("GOMP_SPINCOUNT", "1000")
     return variables
 
 
@@ -154,6 +158,8 @@ def settle(run: RunDirectory, code: int, stopped: bool) -> tuple[int, str]:
         status = run.info()["status"]
         if status in ("COMPLETED", "STOPPED"):  # a rank that died after the work was done
             code = EXIT_DONE if status == "COMPLETED" else EXIT_STOPPED
+        elif status == "RUNNING" and elsewhere(run):
+            words, code = f"another process is working in {run.path}", EXIT_STOPPED if stopped else EXIT_FAILED
         elif status in ("RUNNING", "CLAIMED"):
             words = f"the worker ended without a word (signal {signal.Signals(-code).name})"
             ended: Status = "STOPPED" if stopped else "FAILED"
@@ -163,3 +169,9 @@ def settle(run: RunDirectory, code: int, stopped: bool) -> tuple[int, str]:
                 run.update(status=ended)
             code = EXIT_STOPPED if stopped else EXIT_FAILED
     return (code if code in (EXIT_DONE, EXIT_FAILED, EXIT_USER, EXIT_STOPPED) else EXIT_FAILED), words
+
+
+def elsewhere(run: RunDirectory) -> bool:
+    """Whether a process on this machine works in a run's directory: after the end of its own workers, another's."""
+    attempt = run.info()["attempts"][-1]
+    return attempt.get("host") == socket.gethostname() and alive(attempt)

@@ -21,6 +21,8 @@ from runner.files import read_json, write_atomic, write_json
 
 Status = Literal["CLAIMED", "RUNNING", "COMPLETED", "FAILED", "STOPPED"]
 SCHEMA = 1
+LOCK = ".lock"
+"""Held in a run's directory by the worker in it."""
 PACKAGES = (
     "torch",
     "transformers",
@@ -152,6 +154,20 @@ class RunDirectory:
             attempts[-1] |= {"ended": now(), "status": status} | ({} if step is None else {"step": step})
             attempts[-1] |= {"message": message} if message else {}
         self.update(status=status, attempts=attempts)
+
+
+def alive(attempt: Mapping[str, Any]) -> bool:
+    """Whether the process of an attempt in `run.json` lives; one on another machine is believed."""
+    pid = attempt.get("pid")
+    if attempt.get("host") not in (None, socket.gethostname()) or not isinstance(pid, int):
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 def agent_run_id(role: str | None) -> str | None:

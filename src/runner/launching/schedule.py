@@ -11,9 +11,10 @@ from typing import IO, Any, Protocol
 
 from runner.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
 from runner.launching import needs as needed
+from runner.launching.locks import held, hold
 from runner.launching.needs import Need
-from runner.launching.pool import Job, Pool, hold
-from runner.launching.rundir import RunDirectory
+from runner.launching.pool import Job, Pool
+from runner.launching.rundir import LOCK, RunDirectory
 from runner.launching.signals import quiet_signals
 from runner.launching.sweepdir import Entry, SweepDirectory
 
@@ -66,8 +67,12 @@ class NeededJob(Job):
             self.path, self.skipped = found, True
             self.end(EXIT_DONE)
             return None
-        self.elsewhere = False
         unfinished = needed.unfinished(self.need)
+        if unfinished and held(unfinished / LOCK):  # by somebody for whom it is no need
+            self._give_back()
+            self.elsewhere = True
+            return None
+        self.elsewhere = False
         run = RunDirectory.open(unfinished) if unfinished else None
         if run is None:
             run = RunDirectory.claim(self.config, "train", self.argv, **self.more)
@@ -80,6 +85,9 @@ class NeededJob(Job):
     def end(self, code: int, message: str = "") -> None:
         """Give the need back to other processes."""
         super().end(code, message)
+        self._give_back()
+
+    def _give_back(self) -> None:
         if self._need_lock is not None:
             self._need_lock.close()
             self._need_lock = None

@@ -24,7 +24,7 @@ import yaml
 
 from runner.errors import EXIT_FAILED, EXIT_STOPPED, EXIT_USER, UserError
 from runner.launching.ranks import PARENT
-from runner.launching.rundir import RunDirectory, Status
+from runner.launching.rundir import LOCK, RunDirectory, Status
 from runner.launching.signals import StopFlag
 
 
@@ -109,7 +109,7 @@ def _lock(folder: Path, patience_s: float = 60.0) -> IO[str]:
     Raises:
         UserError: another worker still holds it after `patience_s`.
     """
-    file = open(folder / ".lock", "w")  # noqa: SIM115 - open as long as the process lives
+    file = open(folder / LOCK, "w")  # noqa: SIM115 - open as long as the process lives
     deadline = time.monotonic() + patience_s
     while True:
         try:

@@ -12,6 +12,7 @@ from runner.reporting.costs import costs, summed_costs
 from runner.reporting.delta_m import RULES, DeltaM, delta_m
 from runner.reporting.merges import COLUMNS, Merges
 from runner.reporting.model import Metric, Report, Row, Table
+from runner.reporting.options import option_name
 from runner.reporting.read import Found, Run, Values, as_values
 from runner.reporting.settings import (
     BASELINE_FREE,
@@ -19,7 +20,6 @@ from runner.reporting.settings import (
     collect,
     digest,
     find_columns,
-    option_name,
     text_value,
 )
 from runner.reporting.significance import Samples, ranks, spread, verdicts
@@ -74,7 +74,7 @@ def configuration(run: Run, trained: Mapping[str, Run]) -> Mapping[str, Any]:
 
 def _mixture(config: Mapping[str, Any]) -> str:
     mixture = config.get("mixture")
-    return option_name(mixture.get("_target_")) if isinstance(mixture, Mapping) else ""
+    return option_name("mixture._target_", dict(flatten({"mixture": mixture}))) if isinstance(mixture, Mapping) else ""
 
 
 def _tasks(run: Run, config: Mapping[str, Any]) -> list[str]:
@@ -239,7 +239,7 @@ class _Maker:
         cells = {}
         for name in self.columns.names:
             part = f"{name}._target_"
-            cells[name] = text_value(flat[name]) if name in flat else option_name(flat[part]) if part in flat else ""
+            cells[name] = text_value(flat[name]) if name in flat else option_name(part, flat) if part in flat else ""
             if name.split(".")[0] in BASELINE_FREE:
                 cells[name] = ""
         return cells

@@ -10,7 +10,6 @@ import math
 import os
 import re
 import shlex
-import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any, Literal
 import yaml
 
 from runner.errors import Problem, UserError
+from runner.launching.rundir import alive
 
 State = Literal["completed", "running", "waiting", "stopped", "failed", "killed", "damaged"]
 Values = dict[str, dict[str, float]]
@@ -248,7 +248,7 @@ def _state(run: Run) -> tuple[State, str]:
     if status == "COMPLETED":
         return "completed", ""
     if status == "RUNNING":
-        return ("running", "") if _alive(newest) else ("killed", "its process is gone")
+        return ("running", "") if alive(newest) else ("killed", "its process is gone")
     if status == "CLAIMED":
         return "waiting", "has not begun"
     if status == "STOPPED":
@@ -256,20 +256,6 @@ def _state(run: Run) -> tuple[State, str]:
     if status == "FAILED":
         return "failed", message or _last_line(run.path / "train.log") or "no cause was recorded"
     return "damaged", f"run.json has the unknown status '{status}'"
-
-
-def _alive(attempt: Mapping[str, Any]) -> bool:
-    """Whether the attempt's process lives; one on another machine is believed."""
-    pid = attempt.get("pid")
-    if attempt.get("host") != socket.gethostname() or not isinstance(pid, int):
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
 
 
 def _json(path: Path) -> tuple[dict[str, Any], str]:

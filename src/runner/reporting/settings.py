@@ -7,12 +7,10 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
-from runner.config.paths import config_root
 from runner.config.signature import flatten, weights_part
-from runner.errors import UserError
+from runner.reporting.options import option_name
 from runner.reporting.read import Run
 
 NOT_A_SETTING = frozenset({"seed", "baseline", "reference", "sweep", "sweep_dir"})
@@ -134,7 +132,7 @@ def find_columns(settings: Sequence[Setting], axes: Sequence[str]) -> Columns:
     for key in sorted(parts, key=_part_order) + [key for key in varying if key not in parts]:
         name = key.removesuffix("._target_")
         if name not in values:
-            values[name] = [_shown(setting, key) for setting in settings]
+            values[name] = [shown(setting, key) for setting in settings]
     names, implied = list(values), list[str]()
     if asked or len(names) > MOST_COLUMNS:
         names = names[:asked]  # what the command varies is always a column
@@ -180,10 +178,11 @@ def _part_order(key: str) -> tuple[int, str]:
     return (first.index(part) if part in first else len(first), part)
 
 
-def _shown(setting: Setting, key: str) -> str:
+def shown(setting: Setting, key: str) -> str:
+    """A value of a setting's configuration in one short line; a class by the name of its option."""
     if key not in setting.flat:
         return ""
-    return option_name(setting.flat[key]) if key.endswith("_target_") else text_value(setting.flat[key])
+    return option_name(key, setting.flat) if key.endswith("_target_") else text_value(setting.flat[key])
 
 
 def _label(setting: Setting, names: Sequence[str]) -> str:
@@ -203,7 +202,7 @@ def _constant(settings: Sequence[Setting], varying: set[str]) -> list[tuple[str,
         return []
     first = settings[0].flat
     same = [k for k in first if all(_freeze(s.flat.get(k)) == _freeze(first[k]) and k in s.flat for s in settings)]
-    parts = [(k.removesuffix("._target_"), option_name(first[k])) for k in same if k.endswith("._target_") and first[k]]
+    parts = [(k.removesuffix("._target_"), option_name(k, first)) for k in same if k.endswith("._target_") and first[k]]
     rest = [(key, text_value(first[key])) for key in same if not key.endswith("_target_") and key not in varying]
     return [*parts, *rest]
 
@@ -240,30 +239,3 @@ def text_value(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{k}:{text_value(v)}" for k, v in value.items()) + "}"
     return str(value)
-
-
-def option_name(target: str | None) -> str:
-    """The option that a `_target_` belongs to, as one writes it on the command line."""
-    if not target:
-        return "none"
-    names = _options().get(target, set())
-    module, _, last = str(target).rpartition(".")
-    stem = module.rpartition(".")[2]
-    if not names:
-        return last
-    return stem if stem in names else min(names, key=lambda name: (len(name), name))
-
-
-@cache
-def _options() -> dict[str, set[str]]:
-    """`_target_` → names of the shipped options that have it."""
-    found: dict[str, set[str]] = {}
-    try:
-        root = config_root()
-    except UserError:
-        return found  # only names get less familiar
-    for path in root.glob("*/*.yaml"):
-        match = re.search(r"^_target_:\s*(\S+)", path.read_text(encoding="utf-8"), re.MULTILINE)
-        if match:
-            found.setdefault(match[1], set()).add(path.stem)
-    return found

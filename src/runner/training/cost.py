@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from runner.types import Group
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,19 @@ class Cost:
     saved_bytes: int
 
 
+def in_shapes_only(run: Callable[[], T]) -> T:
+    """What `run` returns, its tensors having shapes and no values: the largest model takes seconds and no memory.
+
+    For the last thing that is done with a model: it may keep such tensors. Where values are asked for (a mask that is
+    looked at, a number that decides), `run` is repeated with them.
+    """
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            return run()
+    except RuntimeError:  # as all of torch's answers to such a question
+        return run()
+
+
 def forward_cost(model: nn.Module, group: Group, tasks: Sequence[str]) -> Cost:
     """Cost of `model(group, tasks)`."""
     return measure(model, lambda: model(group, tasks))
@@ -34,13 +50,14 @@ def forward_cost(model: nn.Module, group: Group, tasks: Sequence[str]) -> Cost:
 
 def measure(model: nn.Module, forward: Callable[[], Any]) -> Cost:
     """Cost of a forward pass of (parts of) a model; its mode, weights and the random generators stay as they are."""
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    seen = [p.detach() for p in model.parameters()]  # what operations get for it: without values, another tensor
+    own = {p.untyped_storage()._cdata for p in (*model.parameters(), *seen)}
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage.nbytes()
         return tensor
 
     counter = FlopCounterMode(display=False, custom_mapping=_on_cpu())

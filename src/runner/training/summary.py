@@ -15,7 +15,7 @@ from runner.config.schema import TrainerConfig
 from runner.errors import UserError
 from runner.mixtures.stream import steps_per_epoch
 from runner.training.assemble import Parts, assemble, counted_as_shared, probe_group, trainable
-from runner.training.cost import Cost, forward_cost, in_words, measure
+from runner.training.cost import Cost, forward_cost, in_shapes_only, in_words, measure
 from runner.weighting.base import MODES, PerTaskWeighting, Weighting
 from runner.weighting.last_layer import LastLayerWeighting
 
@@ -42,7 +42,7 @@ def print_summary(config: dict[str, Any]) -> None:
         console.print("model     not described: a vocabulary (or columns) must come from the data first")
         return
     weighting: Weighting = build(config["weighting"], parts.tasks, where="weighting")
-    reach = counted_as_shared(parts, weighting)
+    reach = in_shapes_only(lambda: counted_as_shared(parts, weighting))
 
     console.print()
     console.print(_parameter_table(parts))
@@ -55,7 +55,7 @@ def print_summary(config: dict[str, Any]) -> None:
     if weighting.mode != "parameters":
         console.print(f"weighting {MODES[weighting.mode]}")
     console.print("specific  " + ", ".join(f"{task} {count:,}" for task, count in specific.items()))
-    cost = forward_cost(parts.model, probe_group(parts.inputs), list(parts.tasks))
+    cost = in_shapes_only(lambda: forward_cost(parts.model, probe_group(parts.inputs), list(parts.tasks)))
     console.print(_compute(parts, cost))
     console.print(_work(parts, settings, config))
     console.print(_memory(parts, settings, weighting, shared, cost, config))
@@ -136,7 +136,7 @@ def _compute(parts: Parts, cost: Cost) -> str:
     """FLOPs of one example, and how many passes of one backbone that is: what the architecture adds."""
     group = probe_group(parts.inputs)
     backbone: Any = parts.model.all_backbones()[0]  # type: ignore[operator]
-    alone = measure(parts.model, lambda: backbone(group.inputs))
+    alone = in_shapes_only(lambda: measure(parts.model, lambda: backbone(group.inputs)))
     example = "one example"
     if parts.inputs.kind == "image":
         height, width = group.inputs["pixels"].shape[-2:]

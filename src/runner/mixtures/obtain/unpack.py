@@ -6,7 +6,7 @@ import shutil
 import tarfile
 import uuid
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from runner.errors import RunFailed, UserError
 
@@ -14,7 +14,7 @@ from runner.errors import RunFailed, UserError
 def unpack(archive: Path, target: Path, marker: str) -> None:
     """Unpack a tar or zip file, and move the folder that holds `marker` into `target`, beside what is there.
 
-    Members that would leave the folder (absolute paths, `..`, links outwards, devices) are refused.
+    An archive with members that might leave the folder (absolute paths, `..`, links with `..`, devices) is refused.
 
     Args:
         marker: a path that is in the wanted folder, at most three folders deep in the archive.
@@ -47,16 +47,29 @@ def _extract(archive: Path, folder: Path) -> None:
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as file:
-                outside = [n for n in file.namelist() if n.startswith(("/", "\\")) or ".." in Path(n).parts]
-                if outside:
-                    raise UserError(
-                        f"{archive} would write outside of its folder: {outside[0]}", "nothing was unpacked"
-                    )
+                _refuse(archive, [name for name in file.namelist() if _leads_out(name)])
                 file.extractall(folder)
         else:
-            with tarfile.open(archive) as file:
-                file.extractall(folder, filter="data")
-    except tarfile.FilterError as error:
-        raise UserError(f"{archive} would write outside of its folder: {error}", "nothing was unpacked") from error
+            with tarfile.open(archive) as tar:
+                _refuse(archive, [member.name for member in tar if _is_unsafe(member)])
+                # Python before 3.11.4 has no filters; later ones strip owners and set-user bits as well
+                tar.extraction_filter = getattr(tarfile, "data_filter", None)
+                tar.extractall(folder)
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
         raise RunFailed(f"{archive} cannot be unpacked: {error}", damaged) from error
+
+
+def _refuse(archive: Path, names: list[str]) -> None:
+    if names:
+        raise UserError(f"{archive} would write outside of its folder: {names[0]}", "nothing was unpacked")
+
+
+def _is_unsafe(member: tarfile.TarInfo) -> bool:
+    """A link with `..` is, wherever it leads: what it passes may be a link itself."""
+    if member.issym() or member.islnk():
+        return _leads_out(member.name) or _leads_out(member.linkname)
+    return _leads_out(member.name) or not (member.isreg() or member.isdir())
+
+
+def _leads_out(name: str) -> bool:
+    return name.startswith(("/", "\\")) or ".." in PurePosixPath(name.replace("\\", "/")).parts

@@ -14,7 +14,7 @@ from runner.reporting.model import Report, Row, Table
 from runner.reporting.notes import objective, progress
 from runner.reporting.page import curves, pictures
 from runner.reporting.read import Run
-from runner.reporting.settings import option_name, text_value
+from runner.reporting.settings import shown
 
 
 def make(report: Report, panels_mb: float) -> dict[str, Any]:
@@ -91,10 +91,7 @@ def _row(row: Row, runs: list[int], table: Table) -> dict[str, Any]:
     }  # fmt: skip
     if row.setting is not None:
         constant = dict(table.columns.constant)
-        own = {
-            key.removesuffix("._target_"): option_name(value) if key.endswith("._target_") else text_value(value)
-            for key, value in row.setting.flat.items()
-        }
+        own = {key.removesuffix("._target_"): shown(row.setting, key) for key in row.setting.flat}
         content["config"] = {key: value for key, value in own.items() if constant.get(key) != value}
     return content
 
