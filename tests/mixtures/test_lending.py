@@ -106,6 +106,20 @@ def test_what_fails_lends_nothing(shelf: Shelf) -> None:
     check(arrived(shelf.make(made_here, (1, 4))), 1, 4)
 
 
+def test_where_there_is_no_memory_batches_travel_as_they_are(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str) -> int:
+        raise OSError(28, "No space left on device")
+
+    arrived(shelf.make(made_here, (1, 4)))
+    with monkeypatch.context() as patch:
+        patch.setattr(lending.os, "memfd_create", refuse)
+        larger = shelf.make(made_here, (2, 50))
+        assert not isinstance(larger, Lent)
+        assert not any(shelf.lender.lent)
+    check(arrived(shelf.make(made_here, (3, 4))), 3, 4)
+    check(larger, 2, 50)
+
+
 def test_batches_outlive_their_loader() -> None:
     """Many more than can be lent, all kept, from a real process; they stay as they are when it is gone."""
     count = MOST_LOANS + 4

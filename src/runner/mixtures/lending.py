@@ -33,7 +33,7 @@ _current: Loan | None = None
 
 
 def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """As `torch.empty`: in a loading process, where the batch that is being made will travel."""
+    """As `torch.empty`: in a loading process, where the batch that is being made will travel. Not to be kept there."""
     found = _current.empty(shape, dtype) if _current is not None else None
     return torch.empty(shape, dtype=dtype) if found is None else found
 
@@ -80,7 +80,11 @@ class Shelf:
             batch = make(entry)
         finally:
             _current = None
-        sent = loan.pack(batch, self.lender.number, place)
+        try:
+            sent = loan.pack(batch, self.lender.number, place)
+        except OSError:  # none to be had: the batch, which may lie in what there was, keeps that
+            self._memory.pop(place, None)
+            return batch
         self._memory[place] = loan.memory
         self.lender.lent[place] = 1
         return sent
