@@ -8,14 +8,14 @@ with examples made on the accelerator; the three take turns, and figures are rat
 
 Part two: two workers, a batch of 8, and a step that does nothing for --step-ms milliseconds: the process time of a
 worker for a batch, sending included, and on the wall clock the share of the time that steps wait for data (`data_wait`
-of a run; bar: none at 100 ms). The second says something on a machine with free cores only.
+of a run; bar: none at 100 ms). The second says something on free cores only: how much of the time the workers stood in
+line for one is said beside it.
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -69,34 +69,36 @@ def per_example_ms(function: Callable[[int], object], batches: int) -> float:
     return 1e3 * (time.process_time() - began) / (batches * BATCH)
 
 
-def waiting(found: DenseDataset, step_s: float, steps: int = 40, warm_up: int = 8) -> tuple[float, float]:
-    """Two workers beside steps of this length: (share of the time that steps wait, ms of a worker for a batch).
+def waiting(found: DenseDataset, step_s: float, steps: int = 40, warm_up: int = 8) -> tuple[float, float, float]:
+    """Two workers beside steps of this length; what comes after loading is not done.
 
-    What comes after loading is not done.
+    Returns:
+        The share of the time that steps wait, ms of a worker's process time for a batch, and the share of the time in
+        which workers could have worked that they stood in line for a core.
     """
     plan = [[_Draw(found.name, [(0, (n * BATCH + i) % len(found)) for i in range(BATCH)])] for n in range(steps)]
     make = _MakeBatch({found.name: found}, 0, None, torch.device("cpu"))
     # Workers run ahead of the steps that are counted, by as much at the end as at the beginning.
     loader = open_loader(make, plan + plan[:warm_up], num_workers=2, pin_memory=False)
     pids = [worker.pid for worker in loader._workers]
-    waited, began, used = 0.0, 0.0, 0.0
+    waited, began, worked, queued = 0.0, 0.0, 0.0, 0.0
     for n in range(steps):
         if n == warm_up:
-            began, waited, used = time.perf_counter(), 0.0, process_ms(pids)
+            began, waited, (worked, queued) = time.perf_counter(), 0.0, scheduled_ms(pids)
         asked = time.perf_counter()
         next(loader)
         waited += time.perf_counter() - asked
         time.sleep(step_s)
     total = time.perf_counter() - began
-    used = process_ms(pids) - used
+    worked, queued = (after - before for after, before in zip(scheduled_ms(pids), (worked, queued), strict=True))
     loader.close()
-    return waited / total, used / (steps - warm_up)
+    return waited / total, worked / (steps - warm_up), queued / (worked + queued)
 
 
-def process_ms(pids: Sequence[int]) -> float:
-    """Process time of other processes, all threads; in ticks of 10 ms. Linux."""
-    fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
-    return sum(int(f[11]) + int(f[12]) for f in fields) * 1e3 / os.sysconf("SC_CLK_TCK")
+def scheduled_ms(pids: Sequence[int]) -> tuple[float, float]:
+    """How long other processes ran, and stood in line for a core; their threads but the first do next to nothing."""
+    fields = [Path(f"/proc/{pid}/schedstat").read_text().split() for pid in pids]  # Linux
+    return sum(int(f[0]) for f in fields) / 1e6, sum(int(f[1]) for f in fields) / 1e6
 
 
 def main() -> None:
@@ -124,11 +126,13 @@ def main() -> None:
         ratio = statistics.median(a / b for a, b in zip(alone, found, strict=True))
         print(f"{name:<24} {statistics.median(found):6.2f} ms an example   {ratio:.2f} of decoding alone")
     if given.step_ms > 0:
-        for where in ("loader", "accelerator"):
-            share, used = waiting(dataset(overrides, where), given.step_ms / 1e3)
+        where_made = {"loader": "by the loader", "accelerator": "on the accelerator"}
+        for where in where_made:
+            share, worked, queued = waiting(dataset(overrides, where), given.step_ms / 1e3)
             print(
-                f"made by the {where:<12} {used:6.1f} ms of one of two workers for a batch of {BATCH};"
-                f" steps of {given.step_ms:g} ms wait for data {share:.1%} of the time"
+                f"made {where_made[where]:<19} {worked:6.1f} ms of a worker for a batch of {BATCH}, with two one in"
+                f" {worked / 2:.0f} ms; steps of {given.step_ms:g} ms wait {share:.1%} of the time"
+                f" (workers stood in line for a core {queued:.0%} of theirs)"
             )
 
 
