@@ -26,7 +26,7 @@ from torch import Tensor
 MOST_LOANS = 8
 """So many batches of one process can be on their way or in use; more of them travel as PyTorch sends them."""
 
-_ROOM = 1.25  # for batches that are somewhat larger than the first
+_ROOM = 1.25  # where batches turn out to differ in size
 
 _numbers = itertools.count()
 _current: Loan | None = None
@@ -137,7 +137,8 @@ class Loan:
         here = [b >= 0 and b + t.nbytes <= self.memory.size for b, t in zip(begins, tensors, strict=True)]
         missing = sum(_rounded(t.nbytes) for t, h in zip(tensors, here, strict=True) if not h)
         if self._used + missing > self.memory.size:
-            self.memory, self._used = _Memory(int(sum(_rounded(t.nbytes) for t in tensors) * _ROOM)), 0
+            needed = sum(_rounded(t.nbytes) for t in tensors)
+            self.memory, self._used = _Memory(int(needed * _ROOM) if self.memory.size else needed), 0
             here = [False] * len(tensors)
         for i, tensor in enumerate(tensors):
             if not here[i]:
