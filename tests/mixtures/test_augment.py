@@ -11,7 +11,8 @@ import yaml
 from PIL import Image
 
 from runner.errors import UserError
-from runner.mixtures.augment import Augment, photometric, whole
+from runner.mixtures.augment import Augment, whole
+from runner.mixtures.colours import photometric
 from runner.mixtures.dense import DenseDataset, Record
 from runner.mixtures.indoor.hits import FOCAL
 from runner.mixtures.rooms import RoomScenes, draw_room

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from runner.errors import UserError
-from runner.mixtures.augment import Augment, Colours, photometric
+from runner.mixtures.augment import Augment
 from runner.mixtures.collate import collate
+from runner.mixtures.colours import Colours, photometric
 from runner.mixtures.dense import DenseDataset, Record
 from runner.mixtures.samplers import All
 from runner.mixtures.stored import change_colours, collate_stored

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from runner.errors import Problem, UserError, suggest
+from runner.mixtures.colours import Colours
 from runner.mixtures.views import View
 
 DEVICES = ("auto", "loader", "accelerator")
@@ -101,12 +102,8 @@ class Augment:
                 break
         return view
 
-    def distort(self, pixels_3HW: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Change the colours of an RGB image (float32 in [0, 1]) as `colour` says."""
-        return photometric(pixels_3HW, rng) if self.colour else pixels_3HW
-
     def colours(self, rng: np.random.Generator) -> Colours | None:
-        """What `distort` would do to the next image; None where `colour` is off."""
+        """What happens to the colours of the next image; None where `colour` is off."""
         return Colours.draw(rng) if self.colour else None
 
 
@@ -117,102 +114,7 @@ def whole(image: tuple[int, int], size: tuple[int, int], pad: bool) -> View:
         image: (H, W) of the image.
     """
     grid = image if pad else size
-    return View(grid, ((grid[0] - size[0]) // 2, (grid[1] - size[1]) // 2), size)
-
-
-def photometric(pixels_3HW: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Brightness ±32/255, contrast ×0.5…1.5, saturation ×0.5…1.5, hue ±36°, each with probability ½; in place.
-
-    Contrast comes before or after saturation and hue, at random. Liu et al. 2016 (SSD, arXiv 1512.02325, section 2.2
-    and code), with the constants that mmsegmentation and InvPT use; here without rounding to 8 bits in between.
-
-    Args:
-        pixels_3HW: float32 in [0, 1].
-    """
-    colours = Colours.draw(rng)
-    if colours.delta:
-        pixels_3HW += np.float32(colours.delta)
-        np.clip(pixels_3HW, 0, 1, out=pixels_3HW)
-    if colours.contrast_first and colours.gain != 1:
-        pixels_3HW *= np.float32(colours.gain)
-        np.minimum(pixels_3HW, 1, out=pixels_3HW)
-    if colours.colourfulness != 1 or colours.turn:
-        # A few rows at a time stay in the processor's cache: three times as fast.
-        for row in range(0, pixels_3HW.shape[1], 32):
-            shift_colours(pixels_3HW[:, row : row + 32], colours.turn, colours.colourfulness)
-    if not colours.contrast_first and colours.gain != 1:
-        pixels_3HW *= np.float32(colours.gain)
-        np.minimum(pixels_3HW, 1, out=pixels_3HW)
-    return pixels_3HW
-
-
-@dataclass(frozen=True)
-class Colours:
-    """What `photometric` does to one image; as it stands, nothing.
-
-    Attributes:
-        delta: added. gain: factor of the contrast. contrast_first: whether it comes before saturation and hue.
-        colourfulness: factor of the saturation. turn: of the hue, in full circles.
-    """
-
-    delta: float = 0.0
-    gain: float = 1.0
-    colourfulness: float = 1.0
-    turn: float = 0.0
-    contrast_first: bool = True
-
-    @classmethod
-    def draw(cls, rng: np.random.Generator) -> Colours:
-        """Each change in every second image."""
-        brightness, contrast, saturation, hue = rng.random(4) < 0.5
-        contrast_first = bool(rng.random() < 0.5)
-        delta, gain, colourfulness, turn = rng.uniform((-32 / 255, 0.5, 0.5, -0.1), (32 / 255, 1.5, 1.5, 0.1)).tolist()
-        return cls(
-            delta if brightness else 0.0,
-            gain if contrast else 1.0,
-            colourfulness if saturation else 1.0,
-            turn if hue else 0.0,
-            contrast_first,
-        )
-
-    def numbers(self) -> tuple[float, float, float, float, float]:
-        """(delta, gain before, colourfulness, turn, gain after)."""
-        before, after = (self.gain, 1.0) if self.contrast_first else (1.0, self.gain)
-        return self.delta, before, self.colourfulness, self.turn, after
-
-
-def shift_colours(pixels_3HW: np.ndarray, turn: float, colourfulness: float) -> None:
-    """Add to the hue and multiply the saturation (up to 1) of HSV colours, in place.
-
-    Args:
-        pixels_3HW: float32 RGB in [0, 1]. turn: of a full circle, within ±1.
-    """
-    r, g, b = pixels_3HW
-    high = np.maximum(np.maximum(r, g), b)
-    chroma = high - np.minimum(np.minimum(r, g), b)
-    if turn == 0.0:
-        # Saturation is chroma / high, and each channel is high less its share of the chroma.
-        ratio = np.minimum(np.float32(colourfulness), high / np.maximum(chroma, np.float32(1e-6)))
-        for channel in (r, g, b):
-            channel -= high
-            channel *= ratio
-            channel += high
-            np.maximum(channel, 0, out=channel)  # rounding
-        return
-    scale = np.float32(1) / np.maximum(chroma, np.float32(1e-6))
-    # Position on the hexagon, 0 … 6: red at 0, green at 2, blue at 4.
-    hue = np.where(high == r, (g - b) * scale, np.where(high == g, (b - r) * scale + 2, (r - g) * scale + 4))
-    hue += np.float32(6 * turn)
-    np.minimum(chroma * np.float32(colourfulness), high, out=chroma)
-    for channel, start in ((r, 5), (g, 3), (b, 1)):
-        # How far a channel lies below the highest one, as a share of the chroma: a trapezium over the hexagon.
-        np.add(hue, np.float32(start), out=channel)
-        channel -= np.floor(channel * np.float32(1 / 6)) * np.float32(6)  # modulo 6, which NumPy does slowly
-        np.minimum(channel, np.float32(4) - channel, out=channel)
-        np.clip(channel, 0, 1, out=channel)
-        channel *= chroma
-        np.subtract(high, channel, out=channel)
-        np.maximum(channel, 0, out=channel)
+    return View(grid, ((grid[0] - size[0]) // 2, (grid[1] - size[1]) // 2), size, exact=True)
 
 
 def _corner(rng: np.random.Generator, length: int, window: int) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from runner.mixtures.lending import empty
 from runner.mixtures.tokenizer import PAD_MULTIPLE
 from runner.types import MISSING_INT, Group
 
@@ -89,7 +90,9 @@ def _stack(arrays: Sequence[np.ndarray], name: str, what: str, ids: Sequence[str
                 f"data set '{name}': {what} of '{example}' has shape {array.shape}, that of '{ids[0]}' {first.shape}"
             )
     dtype = {"f": np.float32, "i": np.int64, "u": np.int64}.get(first.dtype.kind, first.dtype)
-    return torch.from_numpy(np.stack(arrays).astype(dtype, copy=False))
+    batch = empty(len(arrays), *first.shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype)
+    np.stack(arrays, out=batch.numpy(), casting="unsafe")  # to `dtype`, whatever the others are
+    return batch
 
 
 def _few(ids: Sequence[str]) -> str:

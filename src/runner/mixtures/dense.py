@@ -11,6 +11,7 @@ import numpy as np
 from runner.errors import Problem, UserError
 from runner.mixtures.augment import Augment, whole, wrong_size
 from runner.mixtures.base import Example
+from runner.mixtures.colours import Colours
 from runner.mixtures.views import Layer, View, view_image, view_map
 
 if TYPE_CHECKING:
@@ -88,36 +89,33 @@ class DenseDataset:
         return self.device == "accelerator" or (self.device == "auto" and device == "cuda")
 
     def example(self, index: int, rng: np.random.Generator | None) -> Example:
-        augment = self.augment if rng is not None else None
-        record, view = self._look(index, rng)
-
-        def colour(pixels_3HW: np.ndarray) -> np.ndarray:
-            assert augment is not None
-            assert rng is not None
-            return augment.distort(pixels_3HW, rng)
-
-        pixels = view_image(record.image, view, None if augment is None else colour)
-        targets = {}
-        for task in self.tasks:
-            if task in record.maps:
-                try:
-                    targets[task] = view_map(record.maps[task], self.source.layers[task], view)
-                except ValueError as error:
-                    what = f"data set '{self.name}', example '{record.id}', task '{task}': {error}"
-                    raise UserError(what, f"compare mixture.tasks.{task} with the data") from error
+        record, view, colours = self.look(index, rng)
+        pixels = view_image(record.image, view, colours)
+        targets = {task: self.target(record, task, view) for task in self.tasks if task in record.maps}
         return Example({"pixels": pixels}, targets, record.id)
 
     def stored_example(self, index: int, rng: np.random.Generator | None) -> StoredExample:
         """What `example` would be made of, for `runner.mixtures.stored`: drawn with the same random numbers."""
         from runner.mixtures.stored import StoredExample  # needs torch, which the front end does without
 
-        record, view = self._look(index, rng)
+        record, view, colours = self.look(index, rng)
         maps = {task: record.maps[task] for task in self.tasks if task in record.maps}
-        colours = self.augment.colours(rng) if self.augment is not None and rng is not None else None
         return StoredExample(np.asarray(record.image), maps, view, colours, record.id)
 
-    def _look(self, index: int, rng: np.random.Generator | None) -> tuple[Record, View]:
-        """An example's record, and what is seen of it."""
+    def target(self, record: Record, task: str, view: View, out: np.ndarray | None = None) -> np.ndarray:
+        """A record's map as a target, see `view_map`.
+
+        Raises:
+            UserError: the map holds a value that is no class.
+        """
+        try:
+            return view_map(record.maps[task], self.source.layers[task], view, out)
+        except ValueError as error:
+            what = f"data set '{self.name}', example '{record.id}', task '{task}': {error}"
+            raise UserError(what, f"compare mixture.tasks.{task} with the data") from error
+
+    def look(self, index: int, rng: np.random.Generator | None) -> tuple[Record, View, Colours | None]:
+        """An example's record, what is seen of it, and what happens to its colours (None for nothing)."""
         augment = self.augment if rng is not None else None
         wanted = list(self.tasks)
         if augment is not None and self.share_of is not None and self.share_of[0] not in wanted:
@@ -125,12 +123,13 @@ class DenseDataset:
         record = self.source.read(int(self.indices[index]), wanted)
         shape = (record.image.height, record.image.width)
         if augment is None or rng is None:
-            return record, whole(shape, self.size, self.fit == "pad")
+            return record, whole(shape, self.size, self.fit == "pad"), None
         grid = shape if self.fit == "pad" else self.size
         labels, unlabelled = None, 0
         if self.share_of is not None:
             labels, unlabelled = record.maps.get(self.share_of[0]), self.share_of[1]
-        return record, augment.draw(rng, grid, self.size, labels, unlabelled)
+        view = augment.draw(rng, grid, self.size, labels, unlabelled)
+        return record, view, augment.colours(rng)
 
 
 def parse_geometry(size: Sequence[int], augment: Mapping[str, Any] | None) -> tuple[tuple[int, int], Augment | None]:

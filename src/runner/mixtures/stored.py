@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from runner.errors import UserError
-from runner.mixtures.augment import Colours
+from runner.mixtures.colours import Colours
+from runner.mixtures.lending import empty
 from runner.mixtures.views import PAD_COLOUR, ClassDecoder, Layer, View, decode_depth, decode_edge, decode_normals
 from runner.types import MISSING_INT, Group
 
@@ -142,7 +143,9 @@ def _stack(arrays: Sequence[np.ndarray], axes: tuple[int, int]) -> Tensor:
         shape[axis] = max(array.shape[axis] for array in arrays)
     kind = torch.from_numpy(np.empty(0, arrays[0].dtype)).dtype
     same = all(list(array.shape) == shape for array in arrays)
-    batch = (torch.empty if same else torch.zeros)((len(arrays), *shape), dtype=kind)
+    batch = empty(len(arrays), *shape, dtype=kind)
+    if not same:
+        batch.zero_()
     for row, array in zip(batch.numpy(), arrays, strict=True):
         np.copyto(row[tuple(slice(n) for n in array.shape)], array)
     return batch
@@ -263,7 +266,7 @@ def _largest(maps_BCHW: Tensor, axis: _Axis, sizes: Tensor, shrinks: Tensor) -> 
 
 
 def change_colours(pixels_B3HW: Tensor, numbers_BN: Tensor) -> Tensor:
-    """`runner.mixtures.augment.photometric` for a batch.
+    """`runner.mixtures.colours.photometric` for a batch.
 
     Args:
         pixels_B3HW: RGB in [0, 1]. numbers_BN: `Colours.numbers` of each image.

@@ -8,7 +8,7 @@ and neither workers nor ranks nor accumulation nor prefetching can change what a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 from zlib import crc32
@@ -19,6 +19,7 @@ import torch
 from runner.errors import Problem, UserError, suggest
 from runner.mixtures.collate import collate
 from runner.mixtures.dense import DenseDataset
+from runner.mixtures.dense_batch import DenseBatch
 from runner.mixtures.stored import StoredGroup, collate_stored
 from runner.mixtures.workers import Loader, open_loader
 from runner.types import Batch, Group
@@ -256,9 +257,15 @@ class _MakeBatch:
         return [self._group(draw) for draw in draws]
 
     def _group(self, draw: _Draw) -> Group | StoredGroup:
-        dataset = self.datasets[draw.dataset]
-        make = dataset.stored_example if draw.dataset in self.stored else dataset.example  # type: ignore[attr-defined]
-        examples = []
+        dataset, examples = self.datasets[draw.dataset], []
+        batch = None
+        if draw.dataset in self.stored:
+            make: Callable[..., Any] = dataset.stored_example  # type: ignore[attr-defined]
+        elif isinstance(dataset, DenseDataset):
+            batch = DenseBatch(dataset, len(draw.examples))
+            make = batch.add
+        else:
+            make = dataset.example
         for epoch, index in draw.examples:
             rng = None if epoch is None else augmentation_rng(self.seed, draw.dataset, epoch, index)
             try:
@@ -270,6 +277,8 @@ class _MakeBatch:
             except Exception as error:
                 error.add_note(f"while loading example {index} of data set '{draw.dataset}'")
                 raise
+        if batch is not None:
+            return batch.group()
         if draw.dataset in self.stored:
             return collate_stored(draw.dataset, examples, dataset.source.layers)  # type: ignore[attr-defined]
         with torch.no_grad():

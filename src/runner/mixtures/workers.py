@@ -17,10 +17,11 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from runner.children import begin_child, starting_children
 from runner.errors import RunFailed
+from runner.mixtures.lending import Lender, Shelf
 from runner.types import Batch
 
 _PATIENCE_S = 2.0
@@ -29,7 +30,8 @@ _PATIENCE_S = 2.0
 class Loader(Iterator[Batch]):
     """Batches in the order of the plan; raises what was raised in a worker."""
 
-    def __init__(self, loader: DataLoader) -> None:
+    def __init__(self, loader: DataLoader, lender: Lender | None = None) -> None:
+        self._lender = lender
         with starting_children() if loader.num_workers else contextlib.nullcontext():
             self._batches: Iterator[Any] | None = iter(loader)
             self._workers = list(getattr(self._batches, "_workers", ()))
@@ -60,6 +62,8 @@ class Loader(Iterator[Batch]):
             if worker.is_alive():
                 worker.kill()  # SIGTERM is ignored there
         self._workers = []
+        if self._lender is not None:
+            self._lender.close()
 
 
 def open_loader(make: Callable[[Any], Batch], plan: Iterable[Any], *, num_workers: int, pin_memory: bool) -> Loader:
@@ -70,13 +74,14 @@ def open_loader(make: Callable[[Any], Batch], plan: Iterable[Any], *, num_worker
         plan: consumed in this process, ahead of the batches that are handed out.
         num_workers: processes. pin_memory: see `torch.utils.data.DataLoader`.
     """
-    context = None
+    context, lender = None, None
     if num_workers:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["runner.mixtures.stream", "PIL.Image"])
+        lender = Lender(num_workers, context) if hasattr(os, "memfd_create") else None
     return Loader(
         DataLoader(
-            _Work(make, catch=num_workers > 0),
+            _Work(make, num_workers > 0, lender),
             batch_size=None,
             sampler=_Plan(plan),
             num_workers=num_workers,
@@ -85,7 +90,8 @@ def open_loader(make: Callable[[Any], Batch], plan: Iterable[Any], *, num_worker
             multiprocessing_context=context,
             worker_init_fn=_start_worker if num_workers else None,
             generator=torch.Generator(),  # without it, opening a loader draws from the global generator
-        )
+        ),
+        lender,
     )
 
 
@@ -102,14 +108,19 @@ class _Plan:
 class _Work(Dataset):
     """What DataLoader calls a data set: an index is an entry of the plan, an item is a batch."""
 
-    def __init__(self, make: Callable[[Any], Batch], catch: bool) -> None:
-        self.make, self.catch = make, catch
+    def __init__(self, make: Callable[[Any], Batch], catch: bool, lender: Lender | None) -> None:
+        self.make, self.catch, self.lender = make, catch, lender
+        self._shelf: Shelf | None = None  # of a worker
 
     def __getitem__(self, entry: Any) -> Any:
         if not self.catch:
             return self.make(entry)
         try:
-            return self.make(entry)
+            if self.lender is None:
+                return self.make(entry)
+            if self._shelf is None:
+                self._shelf = Shelf(self.lender, get_worker_info().id)
+            return self._shelf.make(self.make, entry)
         except Exception as error:
             return _Failure.of(error)
 
