@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import shlex
 
 import pytest
 import yaml
 
 from runner.config import paths
+from runner.config.compose import composer
 from runner.config.conformance import validate_option
+from runner.config.freeze import finalize
 
 OPTIONS = [option for group in paths.groups() for option in paths.options(group)]
 NAMES = [option.key for option in OPTIONS]
@@ -29,6 +32,22 @@ def test_its_comments_say_what_it_is(option):
     assert option.name in command or option.group in ("task", "head", "launch", "trainer", "tracking", "merging")
     if "paper" in option.notes:
         assert re.search(r"\b(19|20)\d\d\b", option.notes["paper"])
+
+
+@pytest.fixture(scope="module")
+def compose():
+    with composer("train") as compose_one:
+        yield compose_one
+
+
+@pytest.mark.parametrize(
+    "option", [o for o in OPTIONS if o.notes["run"].startswith("runner train")], ids=lambda o: o.key
+)
+def test_its_command_is_a_valid_one(option, compose):
+    """What `runner show` proposes to type."""
+    words = shlex.split(option.notes["run"].split(" && ")[0])[2:]
+    many = "-m" in words
+    finalize(compose([word for word in words if "=" in word], many), data=False)
 
 
 @pytest.mark.parametrize("option", [o for o in OPTIONS if o.group == "experiment"], ids=lambda o: o.key)

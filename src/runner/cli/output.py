@@ -21,6 +21,12 @@ def paint(text: str, code: str, stream: IO[str] | None = None) -> str:
     return f"\033[{code}m{text}\033[0m"
 
 
+def print_notes(notes: Sequence[str]) -> None:
+    """Lines that a user should know of though nothing is wrong, on stderr."""
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+
+
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
     """Print rows: wrapped columns on a terminal; elsewhere one line per row, never cut, columns two spaces apart."""
     if on_terminal():

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from runner.cli import search_run
 from runner.cli.arguments import HydraArguments
+from runner.cli.output import print_notes
 from runner.cli.points import Trials, check_points, without_tune
 from runner.config import static
 from runner.config.compose import Composed, compose
@@ -35,6 +36,7 @@ def tune(name: str, request: HydraArguments, argv: list[str]) -> int:
     composed = _compose(name, [*space.fixed, *space.first()], request, problems)
     settings = _settings(composed, problems)
     config = finalize(composed)
+    print_notes(composed.notes)
     objective, found = read_objective(settings.objective, config)
     problems = [*found, *_check_settings(settings, space, objective, config)]
     if problems:

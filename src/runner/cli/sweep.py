@@ -12,6 +12,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from runner.cli.arguments import HydraArguments
+from runner.cli.output import print_notes
 from runner.config import paths
 from runner.config.compose import Composed
 from runner.config.grid import COMPARISONS, Grid, check, expand
@@ -77,6 +78,7 @@ def sweep(composed: Composed, request: HydraArguments, argv: Sequence[str]) -> i
     refuse(composed.problems)
     grid = expand(composed)
     check(grid, request.config_dir, _progress(len(grid.points)))
+    print_notes(grid.notes)
     configs = [point.config for point in grid.points]
     launch = _common_launch(configs)
     if any(config["run_dir"] for config in configs):

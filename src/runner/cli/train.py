@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from runner.cli.arguments import split_hydra
+from runner.cli.output import print_notes
 
 HELP = """\
 usage: runner train [OVERRIDES…] [--dry-run] [-m] [--config-dir DIR]
@@ -50,6 +51,7 @@ def run(arguments: Sequence[str]) -> int:
     if request.multirun or composed.multirun or composed.config.launch.get("scheduler") == "slurm":
         return sweep.sweep(composed, request, arguments)
     config = finalize(composed, data=not request.dry_run)  # a dry run says what is missing and goes on
+    print_notes(composed.notes)
     if request.dry_run:
         print_config(config)
         return front.dry_run(config)

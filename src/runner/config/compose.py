@@ -57,6 +57,7 @@ class Composed:
         folders: where options were looked up.
         problems: mistakes in the overrides that were set aside.
         doubtful: groups whose choice was set aside: what stands in the section is not what was asked for.
+        notes: what to tell the user of a configuration that is in order.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Composed:
     folders: list[Path]
     problems: list[Problem] = field(default_factory=list)
     doubtful: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def multirun(self) -> bool:

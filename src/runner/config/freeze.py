@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import fields
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -17,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from runner.config import plugins, schema, static
 from runner.config.compose import Composed, compose, without_hydra
 from runner.config.merging import check_places
+from runner.config.origins import leave_out, origins, shows
 from runner.config.preflight import check_data, cross_check
 from runner.config.signature import affects_weights
 from runner.errors import UserError, suggest
@@ -147,8 +146,9 @@ def _raise(composed: Composed, report: static.Report) -> None:
 def _examine(composed: Composed) -> tuple[dict[str, Any], static.Report]:
     if "experiment" in composed.doubtful:  # what the others complain about may be the missing experiment
         raise UserError(composed.problems)
-    report = static.Report(origin=_origins(composed), see=_shows(composed), done=set(composed.doubtful))
+    report = static.Report(origin=origins(composed), see=shows(composed), done=set(composed.doubtful))
     config = resolve(composed, report)
+    composed.notes += leave_out(config, composed)
     names = config.get("plugins", [])
     if isinstance(names, list):
         for problem in plugins.register(names):
@@ -263,71 +263,3 @@ def _interpolation_hint(error: BaseException, node: DictConfig | ListConfig) -> 
     root: Any = node._get_root()
     beside = OmegaConf.select(root, parent, throw_on_missing=False) if parent else root
     return suggest(leaf, [str(k) for k in beside], limit=24) if isinstance(beside, DictConfig) else ""
-
-
-# ---- where a key comes from ------------------------------------------------------------------------------------------
-
-
-def _origins(composed: Composed) -> Callable[[str], str]:
-    """Key path → " (in +experiment=demo)" where a chosen file, not the command line, wrote the key."""
-    typed = {line.lstrip("+~").partition("=")[0] for line in composed.overrides}.difference(composed.choices)
-    experiment = composed.choices.get("experiment")
-
-    def origin(path: str) -> str:
-        if any(path == key or path.startswith(f"{key}.") for key in typed):
-            return ""
-        if experiment and _holds(_file("experiment", experiment, composed.folders), path):
-            return f" (in +experiment={experiment})"
-        for section, option in _options(composed, path):
-            if _holds(_file(*option, composed.folders), path[len(section) + 1 :]):
-                return f" (in {'='.join(option)})"
-        return ""
-
-    return origin
-
-
-def _shows(composed: Composed) -> Callable[[str], str]:
-    """Key path of a section → `runner show GROUP/OPTION` for the option that fills it."""
-
-    def see(section: str) -> str:
-        for _, (group, option) in _options(composed, section):
-            return f"runner show {group}/{option}"
-        return f"runner show {composed.name}" if "." not in section else ""
-
-    return see
-
-
-def _options(composed: Composed, path: str) -> list[tuple[str, tuple[str, str]]]:
-    """The (section, (group, option)) that a key path lies in, innermost first."""
-    found = []
-    for choice, option in composed.choices.items():
-        group, _, package = choice.partition("@")
-        section = package or group
-        if path == section or path.startswith(f"{section}."):
-            found.append((section, (group, option)))
-    return sorted(found, key=lambda item: -len(item[0]))
-
-
-def _file(group: str, option: str, folders: Sequence[Path]) -> Path | None:
-    for folder in folders:
-        path = folder / group / f"{option}.yaml"
-        if path.is_file():
-            return path
-    return None
-
-
-@cache
-def _load(path: Path) -> Any:
-    return yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-
-
-def _holds(path: Path | None, key: str) -> bool:
-    """Whether a YAML file itself writes a dotted key."""
-    if path is None or not key:
-        return False
-    node = _load(path)
-    for part in key.split("."):
-        if not isinstance(node, dict) or part not in node:
-            return False
-        node = node[part]
-    return True

@@ -58,6 +58,7 @@ class Grid:
         fixed: the overrides that all jobs share.
         points: the product of the axes, the last one fastest.
         hydra: overrides of Hydra's own part, which are composed with every point.
+        notes: what to tell the user once the points are checked.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Grid:
     fixed: list[str]
     points: list[Point]
     hydra: list[str]
+    notes: list[str] = field(default_factory=list)
 
     @property
     def compares(self) -> bool:
@@ -201,6 +203,7 @@ def check(grid: Grid, config_dir: str | None, tell: Callable[[int], None] = lamb
                 composed = compose([*grid.hydra, *point.overrides], False)
                 _as_job(composed, number)
                 point.config = finalize(composed, data=False)
+                grid.notes += [note for note in composed.notes if note not in grid.notes]
                 reads = json.dumps([point.config["mixture"], point.config["data_root"]], sort_keys=True)
                 if reads not in data:
                     data[reads] = check_data(point.config)
