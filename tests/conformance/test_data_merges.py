@@ -6,16 +6,29 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from runner.backbones.bert import Bert
+from runner.backbones.resnet import ResNet
+from runner.backbones.vit import ViT
 from runner.config import paths
 from runner.config.build import build, locate
 from runner.config.compose import compose
 from runner.merging.base import DataMerge
 from runner.merging.modules import MergedModule, realise, rebuild
 from runner.merging.with_data.common import base_of, experts_of
+from runner.specs import InputSpec
 from runner.training.checkpoints import load_weights, save_weights
-from tests.merging.toy import make, outputs
+from tests.merging.toy import make, make_from, outputs
 
-QUICK = {"steps": 3, "evaluations": 5, "examples": 4, "shots": 3, "batch_size": 8, "head_lr": 1e-9}
+QUICK = {
+    "steps": 3,
+    "anchor_steps": 3,
+    "anchors": 4,
+    "evaluations": 5,
+    "examples": 4,
+    "shots": 3,
+    "batch_size": 8,
+    "head_lr": 1e-9,
+}
 
 
 def composed(option: paths.Option) -> dict:
@@ -80,6 +93,25 @@ def test_what_it_gives_is_finite_and_comes_back_from_a_checkpoint(strategy, tmp_
     with torch.no_grad():
         found = {t: restored(g, [t])[t] for t, g in data.validation.items()}
     assert all(torch.equal(found[t], expected[t]) for t in expected)
+
+
+IMAGES = {"pixels": torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))}
+TEXTS = {"input_ids": torch.arange(3, 63).view(6, 10), "attention_mask": torch.ones(6, 10, dtype=torch.int64)}
+BACKBONES = {
+    "vit": (lambda: ViT(InputSpec("image"), size="tiny"), IMAGES),
+    "vit-conv": (lambda: ViT(InputSpec("image"), size="tiny", stem="conv"), IMAGES),
+    "resnet": (lambda: ResNet(InputSpec("image"), size="tiny"), IMAGES),
+    "bert": (lambda: Bert(InputSpec("text", vocab_size=64, pad_token_id=0, max_length=10), size="tiny"), TEXTS),
+}
+
+
+@pytest.mark.parametrize("backbone", [pytest.param(n, marks=[] if n == "vit" else pytest.mark.slow) for n in BACKBONES])
+def test_it_merges_real_backbones(strategy, backbone):
+    """Their layers are of many kinds, and some are looked at by the code around them."""
+    made, inputs = BACKBONES[backbone]
+    models, data = make_from(made(), inputs)
+    found = predictions(strategy, models, data, strategy.fit(models, data))
+    assert all(values.isfinite().all() and values.std() > 0 for values in found.values())
 
 
 def test_every_option_says_what_it_returns(strategy):

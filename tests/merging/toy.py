@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from runner.architectures.hard_sharing import HardSharing
 from runner.merging.data import TaskData, without_targets
 from runner.merging.sources import Models
 from runner.tasks.classification import Classification
@@ -88,3 +89,23 @@ def outputs(model, data) -> dict[str, torch.Tensor]:
 
 def outputs_of(tensors, data) -> dict[str, torch.Tensor]:
     return outputs(data.runs(tensors), data)
+
+
+def make_from(backbone: nn.Module, inputs: dict[str, torch.Tensor], spread: float = 0.05):
+    """(models, data) as `make`, on a real backbone that gives pooled features of these inputs."""
+    torch.manual_seed(0)
+    tasks = {name: Classification(name, num_classes=classes) for name, classes in TASKS.items()}
+    linear = {"_target_": "runner.architectures.heads.pooled.Linear"}
+    model = HardSharing(lambda: backbone, tasks, dense_head={}, pooled_head=linear, token_head={}).eval()
+    base = body(model)
+
+    def tuned(tensor: torch.Tensor) -> torch.Tensor:
+        return (
+            tensor + spread * tensor.abs().mean() * torch.randn(tensor.shape) if tensor.is_floating_point() else tensor
+        )
+
+    experts = {task: {n: tuned(t) for n, t in base.items()} for task in tasks}
+    rows = len(next(iter(inputs.values())))
+    groups = {t: Group(t, inputs, {t: torch.arange(rows) % TASKS[t]}) for t in tasks}
+    bare = {t: without_targets(g) for t, g in groups.items()}
+    return Models.in_memory(experts, base), TaskData(model, tasks, bare, groups, groups, dict.fromkeys(tasks, 1.0))

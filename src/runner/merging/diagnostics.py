@@ -53,7 +53,9 @@ def diagnose(
         labels = [f"{a:g}" for a in grid["alphas"]]
         for pair, table in grid["pairs"].items():
             name = "disentanglement-" + pair.replace("~", "-") + ".png"
-            heat_map(pictures / name, table, labels, labels, f"disentanglement error of {pair}")
+            first, _, second = pair.partition("~")
+            axes = (f"coefficient of {second}", f"coefficient of {first}")
+            heat_map(pictures / name, table, labels, labels, "disentanglement error", *axes)
     if report.get("curve"):
         chosen = {t: [(p["scale"], p["tasks"][t]) for p in report["curve"]] for t in data.tasks}
         curves(pictures / "scale.png", chosen, "scale", "headline metric on validation data")

@@ -224,6 +224,6 @@ def summary_lines(result: Mapping[str, Any]) -> list[str]:
             f"mean {merge['absolute']:.4f} between base {merge['base_mean']:.4f} and experts "
             f"{merge['expert_mean']:.4f}{recovered}"
         )
-    if "scale" in merge:
+    if "curve" in merge:
         lines.append(f"merge.scale={merge['scale']:g}, chosen on validation data among {len(merge['curve'])}")
     return lines

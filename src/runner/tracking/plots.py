@@ -1,7 +1,6 @@
 """Pictures of a finished run, drawn from its metrics.jsonl: losses, task weights, gradient conflicts.
 
 Nothing is drawn where there is nothing to see: weights of one task, or conflicts where no gradients were compared.
-matplotlib is imported when the first picture is drawn, and never its state machine (pyplot).
 """
 
 from __future__ import annotations
@@ -11,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runner.drawing import COLOURS, draw_cells, label_axes, legend_beside, line_look, new_figure, save, short
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
 Curve = tuple[list[int], list[float]]
 Row = Mapping[str, Any]
 
-# Okabe and Ito's colours, which colour-blind people can tell apart; with more tasks the dashes change.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-DASHES = ("-", "--", ":", "-.")
 LEGEND_LIMIT = 12
 """Tasks named beside the curves; more would be longer than the picture."""
 
@@ -35,11 +33,8 @@ def write_plots(folder: Path, rows: Sequence[Row]) -> list[Path]:
     for name, draw in PLOTS.items():
         figure = draw(rows)
         if figure is not None:
-            folder.mkdir(parents=True, exist_ok=True)
             path = folder / f"{name}.png"
-            temporary = path.with_name(f".{path.name}")
-            figure.savefig(temporary, format="png", dpi=120)
-            temporary.replace(path)
+            save(figure, path)
             written.append(path)
     return written
 
@@ -79,7 +74,7 @@ def draw_losses(rows: Sequence[Row]) -> Figure | None:
         return None
     columns = min(4, len(tasks))
     lines = math.ceil(len(tasks) / columns)
-    figure = _figure(max(3.4 * columns, 4.5), 2.6 * lines + 0.4)
+    figure = new_figure(max(3.4 * columns, 4.5), 2.6 * lines + 0.4)
     for number, task in enumerate(tasks, start=1):
         axes = figure.add_subplot(lines, columns, number)
         steps, values = train[task]
@@ -90,7 +85,7 @@ def draw_losses(rows: Sequence[Row]) -> Figure | None:
         every = [v for source in (train, validation) if task in source for v in source[task][1]]
         if min(every) > 0 and max(every) > 20 * min(every):
             axes.set_yscale("log")
-        _style(axes, task, "step", "loss" if (number - 1) % columns == 0 else "")
+        label_axes(axes, task, "step", "loss" if (number - 1) % columns == 0 else "")
         if number == 1:
             axes.legend(frameon=False, fontsize=8)
     return figure
@@ -101,21 +96,18 @@ def draw_weights(rows: Sequence[Row]) -> Figure | None:
     found = {task: curve for task, curve in curves(rows, "train", "weight").items() if len(curve[0]) > 1}
     if len(found) < 2 or all(min(values) == max(values) for _, values in found.values()):
         return None
-    figure = _figure(7.0, 4.0)
+    figure = new_figure(7.0, 4.0)
     axes = figure.add_subplot()
     for number, (task, (steps, values)) in enumerate(found.items()):
-        style = DASHES[number // len(COLOURS) % len(DASHES)]
-        axes.plot(
-            steps, values, linestyle=style, color=COLOURS[number % len(COLOURS)], linewidth=1.3, label=_short(task)
-        )
+        axes.plot(steps, values, linewidth=1.3, label=short(task), **line_look(number))
     every = [v for _, values in found.values() for v in values]
     if min(every) > 0 and max(every) > 50 * min(every):
         axes.set_yscale("log")
     elif min(every) >= 0:
         axes.set_ylim(bottom=0)
-    _style(axes, "weight of each task's gradient", "step", "weight")
+    label_axes(axes, "weight of each task's gradient", "step", "weight")
     if len(found) <= LEGEND_LIMIT:
-        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        legend_beside(axes)
     return figure
 
 
@@ -128,7 +120,7 @@ def draw_conflicts(rows: Sequence[Row]) -> Figure | None:
     order = [row["task"] for row in rows if row["metric"] == "loss" and row["task"] in tasks]
     tasks.sort(key=order.index)
     side = max(3.2, 0.55 * len(tasks) + 1.8)
-    figure = _figure(2 * side + 1.0, side + 0.3)
+    figure = new_figure(2 * side + 1.0, side + 0.3)
     bound = max(0.05, *(abs(v) for v in cosines.values()))
     _map(figure, figure.add_subplot(1, 2, 1), tasks, cosines, "mean cosine", "RdBu", (-bound, bound), "{:+.2f}")
     _map(figure, figure.add_subplot(1, 2, 2), tasks, conflicts, "share of steps in conflict", "Reds", (0, 1), "{:.0%}")
@@ -159,40 +151,5 @@ def _map(
     for (first, second), value in values.items():
         a, b = tasks.index(first), tasks.index(second)
         grid[a, b] = grid[b, a] = value
-    image = axes.imshow(grid, cmap=colours, vmin=limits[0], vmax=limits[1])
-    names = [_short(task) for task in tasks]
-    axes.set_xticks(range(len(tasks)), names, rotation=45, ha="right", fontsize=8)
-    axes.set_yticks(range(len(tasks)), names, fontsize=8)
-    axes.set_title(title, fontsize=10)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    if len(tasks) <= 16:  # more figures than this cannot be read
-        for (a, b), value in np.ndenumerate(grid):
-            if not np.isnan(value):
-                red, green, blue, _ = image.cmap(image.norm(value))
-                dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
-                text = form.format(value)
-                axes.text(b, a, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
-    figure.colorbar(image, ax=axes, shrink=0.8).ax.tick_params(labelsize=7)
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _style(axes: Axes, title: str, x: str, y: str) -> None:
-    axes.set_title(title, fontsize=10)
-    axes.set_xlabel(x, fontsize=8)
-    axes.set_ylabel(y, fontsize=8)
-    axes.tick_params(labelsize=7)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25, linewidth=0.5)
-
-
-def _short(task: str) -> str:
-    return task if len(task) <= 20 else task[:19] + "…"
+    names = [short(task) for task in tasks]
+    draw_cells(figure, axes, grid, names, names, title, colours, limits, form)

@@ -73,5 +73,7 @@ def test_layers_of_a_block_share_a_router_and_attention_is_left_alone():
     assert not any("attention" in path for path in module.gated)
     group = data.unlabelled["a"]
     assert module(group, ["a"])["a"].shape == (4, 3)
+    with_stem = images(ViT(InputSpec("image"), size="mini", stem="conv"))  # whose convolutions are numbered too
+    assert len(EnsembledModule(with_stem.model, 3, WeMoe()).routers()) == 4
     only = EnsembledModule(data.model, 3, WeMoe(layers_at=["*layers.2.*fc1"]))
     assert len(only.gated) == 1

@@ -42,6 +42,11 @@ class RoutedLayer(nn.Module):
         self.register_buffer("gate", torch.zeros(experts, gates, columns))
         self.register_buffer("shift", torch.zeros(experts, rows))
 
+    @property
+    def weight(self) -> Tensor:
+        """Of the layer in whose place this one is: models look at its type."""
+        return self.layer.weight  # type: ignore[return-value]
+
     @torch.no_grad()
     def fill(self, deltas: Sequence[Tensor], shifts: Sequence[Tensor | None]) -> None:
         """From the experts' differences to the mean, ΔW (out × in) and Δb."""

@@ -54,6 +54,11 @@ class GatedLayer(nn.Module):
         self.register_buffer("delta", torch.zeros(experts, *weight.shape))
         self.register_buffer("shift", None if bias is None else torch.zeros(experts, *bias.shape))
 
+    @property
+    def weight(self) -> Tensor:
+        """Of the layer in whose place this one is: models look at its type."""
+        return self.layer.weight  # type: ignore[return-value]
+
     @staticmethod
     def parameters_of(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
         """(weight, bias)."""
@@ -129,7 +134,8 @@ class WeMoe(DataMerge):
     paper draws with a deviation of .01.
 
     Attributes:
-        layers_at: patterns of the layers that are mixed; empty: those of numbered blocks that belong to no attention.
+        layers_at: patterns of the layers that are mixed; empty: those beside the attention of numbered
+            blocks (of all blocks where none has one).
         hidden: width of the routers; None: that of their input.
         scale: λ of everything else and of the routers' start; None takes the best of a few on validation data.
         lr, steps, batch_size: of Adam; examples per task and step.
@@ -143,7 +149,7 @@ class WeMoe(DataMerge):
     layers_at: list[str] = field(default_factory=list)
     hidden: PositiveInt | None = None
     scale: float | None = None
-    lr: PositiveFloat = 1e-3
+    lr: PositiveFloat = 1e-4
     steps: PositiveInt = 500
     batch_size: PositiveInt = 16
     seed: int = 0
@@ -154,7 +160,10 @@ class WeMoe(DataMerge):
         if self.layers_at:
             return [(n, m) for n, m in every if any(matches(p, n.removesuffix(".weight")) for p in self.layers_at)]
         plain = [(n, m) for n, m in every if not any(part in n for part in ATTENTION)]
-        inside = [(n, m) for n, m in plain if any(part.isdigit() for part in n.split("."))]
+        blocks = LayerMask()
+        numbered = {n: blocks.layer(n) for n, _ in every if any(part.isdigit() for part in n.split("."))}
+        with_attention = {block for n, block in numbered.items() if any(part in n for part in ATTENTION)}
+        inside = [(n, m) for n, m in plain if n in numbered and numbered[n] in (with_attention or numbered.values())]
         return inside or plain
 
     def fit(self, models: Models, data: TaskData) -> Merged:
