@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,13 @@ def smallest(experiment: str, place: Path, request: pytest.FixtureRequest) -> di
     elif mixture in NEEDS_DATA:
         overrides.append(f"data_root={request.getfixturevalue('runner_data')}")
     return finalize(compose("train", overrides))
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> Iterator[None]:
+    """Models of gigabytes lie in cycles of references, which Python counts and does not weigh."""
+    yield
+    gc.collect()
 
 
 @pytest.mark.parametrize(

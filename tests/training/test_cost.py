@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -15,6 +18,18 @@ def test_a_linear_layer():
     assert cost.flops == 2 * 7 * 3 * 5
     assert cost.saved_bytes == 4 * (7 * 3 + 7 * 5)  # its input, and the result of tanh
     assert in_shapes_only(lambda: measure(layer, lambda: layer(x).tanh())) == cost
+
+
+@pytest.mark.parametrize("how", [lambda run: run(), in_shapes_only], ids=["values", "shapes"])
+def test_the_model_is_let_go(how):
+    def weight_of_a_measured_model():
+        model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))
+        how(lambda: measure(model, lambda: model(torch.ones(2, 3))))
+        return weakref.ref(model[0].weight)
+
+    found = weight_of_a_measured_model()
+    gc.collect()
+    assert found() is None
 
 
 def test_no_memory_is_taken():

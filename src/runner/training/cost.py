@@ -58,7 +58,7 @@ def measure(model: nn.Module, forward: Callable[[], Any]) -> Cost:
         storage = tensor.untyped_storage()
         if storage._cdata not in own:
             kept[storage._cdata] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # the tensor itself would hold the graph that holds it, for ever
 
     counter = FlopCounterMode(display=False, custom_mapping=_on_cpu())
     modes = {module: module.training for module in model.modules()}
