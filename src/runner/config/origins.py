@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -30,20 +29,17 @@ def leave_out(config: dict[str, Any], composed: Composed) -> list[str]:
     typed, lines = _typed(composed), _lineage(composed)
     notes = []
     for choice, option in composed.choices.items():
-        group, _, package = choice.partition("@")
-        section = package or group
+        group, section = _place(choice)
         node = _select(config, section)
         if choice not in typed or group == "experiment" or not isinstance(node, dict):
             continue
         target = node.get("_target_")
-        known: set[str] = set()
-        if target is not None:
-            with contextlib.suppress(UserError):  # told where it stands
-                known = {"_target_", *signature(str(target))}
-            if not known:
-                continue
+        try:
+            known = {} if target is None else signature(str(target))
+        except UserError:  # told where it stands
+            continue
         lost = []
-        for key in [k for k in node if k not in known and k != "_target_"]:
+        for key in [k for k in node if k != "_target_" and k not in known]:
             path = f"{section}.{key}"
             from_experiment = next((name for name, file in lines.items() if _holds(file, path)), None)
             if from_experiment and not any(t == path or t.startswith(f"{path}.") for t in typed):
@@ -53,6 +49,12 @@ def leave_out(config: dict[str, Any], composed: Composed) -> list[str]:
             paths = ", ".join(f"'{path}'" for path, _ in lost)
             notes.append(f"{paths} of +experiment={lost[0][1]} left out: no key of {choice}={option}")
     return notes
+
+
+def _place(choice: str) -> tuple[str, str]:
+    """Group and section of a choice such as "optimizer" or "task@mixture.tasks.depth"."""
+    group, _, package = choice.partition("@")
+    return group, package or group
 
 
 def _typed(composed: Composed) -> set[str]:
@@ -117,8 +119,7 @@ def _options(composed: Composed, path: str) -> list[tuple[str, tuple[str, str]]]
     """The (section, (group, option)) that a key path lies in, innermost first."""
     found = []
     for choice, option in composed.choices.items():
-        group, _, package = choice.partition("@")
-        section = package or group
+        group, section = _place(choice)
         if path == section or path.startswith(f"{section}."):
             found.append((section, (group, option)))
     return sorted(found, key=lambda item: -len(item[0]))

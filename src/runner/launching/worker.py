@@ -9,7 +9,6 @@ variables where there are several. It never composes a configuration.
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import logging
 import os
 import signal
@@ -23,6 +22,7 @@ from typing import IO
 import yaml
 
 from runner.errors import EXIT_FAILED, EXIT_STOPPED, EXIT_USER, UserError
+from runner.launching.locks import hold
 from runner.launching.ranks import PARENT
 from runner.launching.rundir import LOCK, RunDirectory, Status
 from runner.launching.signals import StopFlag
@@ -109,18 +109,14 @@ def _lock(folder: Path, patience_s: float = 60.0) -> IO[str]:
     Raises:
         UserError: another worker still holds it after `patience_s`.
     """
-    file = open(folder / LOCK, "w")  # noqa: SIM115 - open as long as the process lives
     deadline = time.monotonic() + patience_s
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return file
-        except BlockingIOError as error:
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"another process is working in {folder}", "wait for it, or stop it", f"runner status {folder}"
-                ) from error
-            time.sleep(0.2)
+    while (file := hold(folder / LOCK)) is None:
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"another process is working in {folder}", "wait for it, or stop it", f"runner status {folder}"
+            )
+        time.sleep(0.2)
+    return file
 
 
 def _record(run: RunDirectory | None, lock: IO[str] | None, status: Status, message: str, code: int) -> None:

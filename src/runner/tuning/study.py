@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESample
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 
 from runner.errors import UserError
+from runner.launching import locks
 
 JOURNAL = "study.jsonl"
 
@@ -34,15 +34,9 @@ def hold(folder: Path) -> IO[str]:
     Raises:
         UserError: another `runner tune` works in it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    file = open(folder / ".front", "a")  # noqa: SIM115 - open as long as it is held
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
-        raise UserError(
-            f"another process is tuning in {folder}", "wait for it, or stop it", f"runner status {folder}"
-        ) from error
+    file = locks.hold(folder / ".front")
+    if file is None:
+        raise UserError(f"another process is tuning in {folder}", "wait for it, or stop it", f"runner status {folder}")
     return file
 
 
