@@ -261,7 +261,7 @@ def test_a_module_evaluates_but_is_no_folder_of_weights(base, tmp_path):
         export(RunDirectory.open(run), tmp_path / "out", "best", None, None)
     assert not (tmp_path / "out").exists()
     again = compose("eval", [f"run={run}", f"output_dir={tmp_path}", "launch.device=cpu"])
-    evaluated = RunDirectory.claim(finalize_eval(again), "eval", [])
+    evaluated = RunDirectory.claim({**finalize_eval(again), "name": "merge"}, "eval", [])
     assert evaluate_run(evaluated) == 0
     for key in ("tasks", "parameters"):  # the parameters of all experts
         assert result(evaluated.path)[key] == result(run)[key]
