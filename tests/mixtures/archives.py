@@ -161,21 +161,6 @@ def write_cityscapes2(root: Path, train: Sequence[Picture], val: Sequence[Pictur
     return root
 
 
-def write_dense_folders(root: Path, train: Sequence[Picture], test: Sequence[Picture]) -> Path:
-    """Folders of a user's own: splits, then kinds; labels as palette images, depth in millimetres."""
-    for split, pictures in (("train", train), ("test", test)):
-        for i, picture in enumerate(pictures):
-            gone = hole(picture)
-            png(root / split / "images" / f"seq/{i}.png", picture.image)
-            labels = Image.fromarray(np.where(gone, 255, picture.classes).astype(np.uint8))
-            labels.putpalette([v for k in range(256) for v in (k, 255 - k, k // 2)])
-            place = root / split / "segmentation" / f"seq/{i}.png"
-            place.parent.mkdir(parents=True, exist_ok=True)
-            labels.save(place)
-            png(root / split / "depth" / f"seq/{i}.png", np.rint(1000 * picture.depth).astype(np.uint16))
-    return root
-
-
 def write_taskonomy(root: Path, pictures: Sequence[Picture], inside: str = "") -> Path:
     """One folder per domain, `inside` it maybe another one, then one per building; pictures are dealt to buildings."""
     buildings = [b for names in BUILDINGS.values() for b in names]
