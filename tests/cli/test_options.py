@@ -88,9 +88,9 @@ def test_cp_then_use(runner, tmp_path):
 
 def test_cp_says_how_the_copy_is_used(runner):
     """Into the group's folder, too; as the option's own example has it."""
-    answer = runner("cp", "mixture/dense_folders", "my/mixture/")
-    assert answer.out.splitlines()[0] == "copied mixture/dense_folders to my/mixture/dense_folders.yaml"
-    assert "runner train --config-dir my mixture=dense_folders mixture.path=my_images backbone=resnet" in answer.out
+    answer = runner("cp", "mixture/folders", "my/mixture/")
+    assert answer.out.splitlines()[0] == "copied mixture/folders to my/mixture/folders.yaml"
+    assert "runner train --config-dir my mixture=folders mixture.path=DIR" in answer.out
     answer = runner("cp", "mixture/sentences", "my/mixture/mine.yaml")
     assert "runner train --config-dir my mixture=mine backbone=bert" in answer.out
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -52,7 +52,8 @@ class MapKeys:
         kind: classes, depth, inverse_depth, normals, edge or mask; None takes what the task reads.
         values: classes: the stored value of each class, in order; None takes stored values as class numbers.
         colours: classes: the colour [red, green, blue] of each class, in order.
-        unlabelled: classes: stored values that mean "no label".
+        unlabelled: stored values that mean "no label"; None stands for 255 of classes, for none of other maps. Depth
+            is also unknown where it is 0 or below.
         scale: depth and numbers: what one stored unit is, such as 0.001 for millimetres; None for floats as they are.
     """
 
@@ -60,7 +61,7 @@ class MapKeys:
     kind: str | None = None
     values: list[int] | None = None
     colours: list[Any] | None = None
-    unlabelled: list[int] = field(default_factory=lambda: [UNLABELLED])
+    unlabelled: list[float] | None = None
     scale: PositiveFloat | None = None
 
 
@@ -74,7 +75,7 @@ class Map:
     num_classes: int = 0
     values: tuple[int, ...] | None = None
     colours: tuple[tuple[int, int, int], ...] | None = None
-    unlabelled: tuple[int, ...] = (UNLABELLED,)
+    unlabelled: tuple[float, ...] = ()
     scale: float | None = None
     numbers: bool = False
 
@@ -83,12 +84,12 @@ class Map:
         """How what `read` gives becomes a target."""
         if self.kind == "classes":
             unlabelled = (UNLABELLED,) if self._translated else self.unlabelled
-            return Layer("classes", ClassDecoder(self.num_classes, unlabelled=unlabelled))
+            return Layer("classes", ClassDecoder(self.num_classes, unlabelled=[int(value) for value in unlabelled]))
         if self.kind == "normals":
             return Layer("normals", decode_normals)
         if self.kind in ("depth", "inverse_depth"):
             return Layer(self.kind, decode_depth)
-        return Layer(self.kind, decode_number if self.numbers else decode_edge)
+        return Layer(self.kind, decode_number if self.numbers or self.unlabelled else decode_edge)
 
     def read(self, file: Path) -> np.ndarray:
         """The stored map (H, W), for normals (3, H, W).
@@ -106,14 +107,21 @@ class Map:
         stored = self._plane(stored, file)
         if stored.dtype == bool:
             stored = stored.astype(np.uint8) * 255
+        unknown = np.isin(stored, self.unlabelled) if self.unlabelled else None
         if self.kind in ("edge", "mask") and not self.numbers:
-            return stored if stored.dtype == np.uint8 else (stored > 0).astype(np.float32)
+            known = stored if unknown is None else stored[~unknown]
+            if stored.dtype != np.uint8 or known.max(initial=0) <= 1:  # 0 and 1, not 0 to 255
+                stored = (stored > 0).astype(np.float32)
+            return stored if unknown is None else np.where(unknown, np.nan, decode_edge(stored))
         if self.scale is None and stored.dtype.kind != "f":
             raise UserError(
                 f"{file} holds integers ({stored.dtype}), and nothing says what they mean",
                 f"give what one of them is: mixture.maps.{self.task}.scale=0.001 for millimetres as metres",
             )
-        return stored.astype(np.float32) * np.float32(self.scale if self.scale is not None else 1.0)
+        values = stored.astype(np.float32) * np.float32(self.scale if self.scale is not None else 1.0)
+        if unknown is not None:
+            values[unknown] = np.nan
+        return values
 
     @property
     def _translated(self) -> bool:
@@ -205,10 +213,16 @@ def _made(task: str, keys: MapKeys, config: Mapping[str, Any]) -> Map:
         int(config.get("num_classes") or 0),
         None if keys.values is None else tuple(keys.values),
         colours,
-        tuple(keys.unlabelled),
+        _unlabelled(keys, keys.kind or kind),
         keys.scale,
         numbers=name == "PixelRegression",
     )
+
+
+def _unlabelled(keys: MapKeys, kind: str | None) -> tuple[float, ...]:
+    if keys.unlabelled is None:
+        return (UNLABELLED,) if kind == "classes" else ()
+    return tuple(keys.unlabelled)
 
 
 def _wrong(task: str, where: str, keys: MapKeys, config: Mapping[str, Any]) -> list[Problem]:
@@ -292,20 +306,27 @@ class Listing:
         return f"{folder}/{files[0]}" if files else None
 
     def stems(self, place: str) -> list[str]:
-        """The names of the images at a place, sorted.
+        """The names of the images at a place, sorted; with the folders they are in, where it only holds folders.
 
         Raises:
             UserError: there is none.
         """
         folder, _, pattern = place.rpartition("/") if "{}" in place else (place, "", "{}")
         before, _, after = pattern.partition("{}")
-        whole = Path(after).suffix.lower() in ANY
+        whole = Path(f"x{after}").suffix.lower() in ANY
         wanted = re.compile(re.escape(before) + "(.+)" + re.escape(after))
-        names = []
-        for stem, files in self.inside(folder).items():
-            for file in files if whole else [stem]:
-                if match := wanted.fullmatch(file):
-                    names.append(match[1])
+
+        def matching(inside: str) -> list[str]:
+            below = f"{inside}/" if inside else ""
+            listed = self.inside(f"{folder}/{inside}" if folder and inside else folder or inside)
+            files = [below + file for stem, found in listed.items() for file in (found if whole else [stem])]
+            return [match[1] for file in files if (match := wanted.fullmatch(file))]
+
+        names = matching("")
+        if not names:  # names with folders: sequence/frame
+            top = self.root / folder
+            inner = sorted(p.relative_to(top).as_posix() for p in top.rglob("*") if p.is_dir())
+            names = [name for inside in inner if not inside.startswith(".") for name in matching(inside)]
         if not names:
             raise UserError(f"there is no image at {self.root / place}", f"kinds that are read: {', '.join(ANY)}")
         return sorted(names)
