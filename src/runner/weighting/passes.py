@@ -20,12 +20,15 @@ def choose(engine: Engine) -> Pass:
     from runner.weighting.last_layer import LastLayerPass, LastLayerWeighting
     from runner.weighting.lockstep import GramPass
     from runner.weighting.representation import RepresentationPass
+    from runner.weighting.tracked import TrackedPass, TrackedWeighting
 
     weighting = engine.weighting
     if isinstance(weighting, CrossWeighting):
         return CrossPass(engine)
     if isinstance(weighting, LastLayerWeighting):
         return LastLayerPass(engine)
+    if isinstance(weighting, TrackedWeighting):
+        return TrackedPass(engine)
     if isinstance(weighting, LossWeighting):
         # A weighting whose weights depend on this step's losses needs all of them before its one backward pass. With
         # several micro-batches that would mean keeping every graph: per-task gradients are exact and bounded.
