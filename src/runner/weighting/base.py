@@ -251,7 +251,7 @@ class MatrixWeighting(PerTaskWeighting):
 
         Args:
             grads_kP: per-task gradients of the present tasks, float32, without loss scale; may be overwritten.
-            losses, present: as in `LossWeighting.combine`, on the same device.
+            losses: as in `LossWeighting.combine`, on the same device. present: likewise, on the CPU.
         """
         raise NotImplementedError
 

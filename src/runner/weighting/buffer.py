@@ -117,8 +117,7 @@ class TaskGradients:
 
     def combine(self, weights_K: Tensor) -> list[Tensor]:
         """Σ_k w_k g_k, in the parameters' shapes; takes the place of the first row."""
-        for piece in in_columns(self.matrix_KP):
-            piece[0] = combination(weights_K, piece)
+        combine_rows(weights_K, self.matrix_KP)
         return self.views[0]
 
     def split(self, vector_P: Tensor) -> list[Tensor]:
@@ -130,6 +129,13 @@ class TaskGradients:
 def in_columns(grads_kP: Tensor) -> Sequence[Tensor]:
     """The matrix in groups of columns that fit a processor's cache."""
     return grads_kP.split(_COLUMNS.get(grads_kP.device.type, 2**24), dim=-1)
+
+
+def combine_rows(weights_k: Tensor, grads_kP: Tensor) -> Tensor:
+    """Σ_k w_k g_k (P,) in the place of the first row."""
+    for piece in in_columns(grads_kP):
+        piece[0] = combination(weights_k, piece)
+    return grads_kP[0]
 
 
 def combination(weights_k: Tensor, grads_kP: Tensor) -> Tensor:

@@ -74,8 +74,8 @@ class Engine:
         device: of the model.
         loss_scale: current factor of the mixed-precision gradient scaler; gradients are left multiplied by it.
         model: whose `parameters` they are; the modes `gram` and `representation` hook its modules.
-        skippable: whether a step whose loss or gradient is not finite may be skipped, and the run go on; the weighting's
-            state must be what it was then, even where that takes memory.
+        skippable: whether a step whose loss or gradient is not finite may be skipped, and the run go on; the state of
+            the weighting must be what it was then, even where that takes memory.
         log: the weighting gets the logarithms of the losses, and their gradients ∇L_k/L_k (`trainer.log_losses`).
 
     Attributes:

@@ -145,7 +145,7 @@ class BufferPass(Pass):
         if engine.scale != 1 or engine.log:
             grads_kP = grads_kP.mul_((slopes / engine.scale)[:, None])
         began = time.perf_counter()
-        shared, weights, heads = weighting.combine(grads_kP, losses, engine.present_tensor)
+        shared, weights, heads = weighting.combine(grads_kP, losses, torch.tensor(engine.present))
         factor = weighting.factor(weights)
         engine.solver_s += time.perf_counter() - began
         engine.weights = weights * factor * slopes
