@@ -36,6 +36,21 @@ def read_about(directory: Path, pretrained: str = "") -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
+def is_timm(directory: Path, pretrained: str) -> bool:
+    """Whether a checkpoint's config.json is one of timm's."""
+    about = read_about(directory, pretrained)
+    return "model_type" not in about and isinstance(about.get("architecture"), str)
+
+
+def refuse_strange(names: Sequence[str], pretrained: str, plain: str) -> None:
+    """Raise UserError for tensors that a plain network of the family does not have: it would compute otherwise."""
+    if names:
+        raise UserError(
+            f"backbone.pretrained={pretrained} computes otherwise than {plain}: it holds {_some(names)}",
+            "variants (other norms, stems, poolings, distilled tokens) are not read",
+        )
+
+
 def read_architecture(directory: Path, pretrained: str, family: str) -> str:
     """The architecture that config.json names, such as "hrnet_w48".
 

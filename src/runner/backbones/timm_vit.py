@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModel, PreTrainedModel, ViTConfig
 
 from runner.backbones.pretrained import Presets, check_size
-from runner.backbones.timm_checkpoints import fill, read_about, read_tensors
+from runner.backbones.timm_checkpoints import fill, read_about, read_tensors, refuse_strange
 from runner.errors import UserError
 
 ARCHITECTURE = re.compile(r"(?:vit|deit)_(tiny|small|base|large|huge)_patch\d+_\d+")
@@ -41,12 +41,6 @@ INSIDE = {
 """Of a block; `attn.qkv` is three."""
 
 
-def is_timm(directory: Path, pretrained: str) -> bool:
-    """Whether a checkpoint's config.json is one of timm's."""
-    about = read_about(directory, pretrained)
-    return "model_type" not in about and isinstance(about.get("architecture"), str)
-
-
 def make_timm_trunk(
     directory: Path,
     pretrained: str,
@@ -67,7 +61,7 @@ def make_timm_trunk(
     Raises:
         UserError: it is another kind of network, or does not hold what it should.
     """
-    about = read_about(directory)
+    about = read_about(directory, pretrained)
     named = ARCHITECTURE.fullmatch(str(about["architecture"]))
     if named is None:
         raise UserError(
@@ -76,13 +70,8 @@ def make_timm_trunk(
             "choose the backbone of that family",
             "runner ls backbone",
         )
-    tensors = read_tensors(directory, pretrained)
-    state, strange = renamed(tensors)
-    if strange:
-        raise UserError(
-            f"backbone.pretrained={pretrained} computes otherwise than a plain ViT: it holds {', '.join(strange[:4])}",
-            "such checkpoints (distilled tokens, other poolings or norms) are not read",
-        )
+    state, strange = renamed(read_tensors(directory, pretrained))
+    refuse_strange(strange, pretrained, "a plain ViT")
     heads = (about.get("model_args") or {}).get("num_heads") or HEADS[named[1]]
     config = _config(state, int(heads), pretrained)
     check_size(config, presets, size, pretrained)

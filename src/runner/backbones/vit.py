@@ -14,7 +14,8 @@ from runner.backbones.hub import local_checkpoint
 from runner.backbones.plain import PlainTransformer
 from runner.backbones.pretrained import attention_choice, checked_drop_path, make_trunk
 from runner.backbones.resnet import group_norm
-from runner.backbones.timm_vit import is_timm, make_timm_trunk
+from runner.backbones.timm_checkpoints import is_timm
+from runner.backbones.timm_vit import make_timm_trunk
 from runner.config.kinds import Fraction, NonNegativeInt
 from runner.errors import UserError
 from runner.specs import InputSpec
