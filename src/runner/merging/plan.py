@@ -87,7 +87,7 @@ def make_plan(merge: Merge, models: Models, settings: Settings) -> Plan:
     arranged = isinstance(merge, Arrangement)  # checked with the models it was arranged from
     problems = [] if arranged else list(merge.check(models.names, models.base is not None))
     origin: Source = models.base or next(iter(models.experts.values()))
-    plan = Plan(models)
+    plan = Plan(models, notes=[source.note for source in models.experts.values() if source.note])
     others = {label: s for label, s in models.experts.items() if s is not origin}
     missing: dict[str, list[str]] = {}
     shapes: list[Problem] = []
