@@ -8,10 +8,14 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from runner.backbones.hub import local_checkpoint
 from runner.backbones.plain import PlainTransformer
 from runner.backbones.pretrained import attention_choice, checked_drop_path, make_trunk
 from runner.backbones.resnet import group_norm
+from runner.backbones.timm_checkpoints import is_timm
+from runner.backbones.timm_vit import make_timm_trunk
 from runner.config.kinds import Fraction, NonNegativeInt
 from runner.errors import UserError
 from runner.specs import InputSpec
@@ -75,19 +79,7 @@ class ViT(PlainTransformer):
                 "backbone.stem=conv replaces the patches that a checkpoint's weights were trained with",
                 "set backbone.stem=patch, or backbone.pretrained=null",
             )
-        trunk = make_trunk(
-            "vit",
-            PRESETS,
-            size,
-            pretrained,
-            settings={
-                "hidden_dropout_prob": dropout,
-                "attention_probs_dropout_prob": dropout,
-                "attn_implementation": attention_choice(attention),
-            },
-            ignore=[r"^classifier\.", r"^decoder\.", r"pooler\.", r"mask_token$"],
-            add_pooling_layer=False,
-        )
+        trunk = _make_trunk(size, pretrained, dropout, attention_choice(attention))
         patch = trunk.config.patch_size
         if not isinstance(patch, int) or patch % 4:
             raise UserError(f"backbone.pretrained={pretrained} has patches of {patch}; multiples of 4 give a pyramid")
@@ -114,6 +106,24 @@ class ViT(PlainTransformer):
     def encode(self, x_BCHW: Tensor, all_blocks: bool) -> tuple[Tensor, Sequence[Tensor]]:
         output = self.trunk(x_BCHW, interpolate_pos_encoding=True, output_hidden_states=all_blocks)
         return output.last_hidden_state, output.hidden_states or ()
+
+
+def _make_trunk(
+    size: str | None, pretrained: str | None, dropout: float | None, attention: str | None
+) -> PreTrainedModel:
+    settings = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    if pretrained is not None and is_timm(directory := local_checkpoint(pretrained), pretrained):
+        arguments = {"add_pooling_layer": False} | ({"attn_implementation": attention} if attention else {})
+        return make_timm_trunk(directory, pretrained, PRESETS, size, settings, arguments)
+    return make_trunk(
+        "vit",
+        PRESETS,
+        size,
+        pretrained,
+        settings=settings | {"attn_implementation": attention},
+        ignore=[r"^classifier\.", r"^decoder\.", r"pooler\.", r"mask_token$"],
+        add_pooling_layer=False,
+    )
 
 
 class StochasticDepth(nn.Module):
