@@ -128,7 +128,7 @@ def make_plan(merge: Merge, models: Models, settings: Settings) -> Plan:
                 problems.append(Problem(f"{key}: no tensor is named '{pattern}'", f"such as '{names[0]}'"))
     names = plan.merged
     for pattern in merge.layers:
-        if names and not any(matches(pattern, n) for n in names):
+        if names and not pattern.startswith("re?:") and not any(matches(pattern, n) for n in names):
             problems.append(Problem(f"merge.layers: no merged tensor is named '{pattern}'", f"such as '{names[0]}'"))
     refuse(problems)
     _tie(plan, ties)
