@@ -138,8 +138,9 @@ def ours(name: str, net: Net, x: Tensor) -> Callable[[], None]:
     reach = find_reach({task: [loss] for task, loss in net.losses(x[:2]).items()}, parameters)
     weighting = build(config, tasks)
     engine = Engine(
-        weighting, parameters, reach, micro_batches=1, reduce=identity, device=torch.device("cpu"), model=net
-    )
+        weighting, parameters, reach, micro_batches=1, reduce=identity, device=torch.device("cpu"), model=net,
+        skippable=False,
+    )  # fmt: skip
     counts = torch.full((len(tasks),), float(len(x)))
 
     def step() -> None:

@@ -95,7 +95,9 @@ def squares(name, prediction, target):
 class World:
     """One process: a net, a weighting and its engine, over several steps."""
 
-    def __init__(self, weighting, *, net=None, reduce=identity, micro_batches=1, scale=1.0, loss=squares) -> None:
+    def __init__(
+        self, weighting, *, net=None, reduce=identity, micro_batches=1, scale=1.0, loss=squares, skippable=True
+    ) -> None:
         self.net, self.weighting, self.loss = net or Net(), weighting, loss
         self.scale, self.micro_batches = scale, micro_batches
         self.parameters = [p for p in self.net.parameters() if p.requires_grad]
@@ -103,7 +105,7 @@ class World:
         self.engine = Engine(
             weighting, self.parameters, find_reach({k: [v] for k, v in probe.items()}, self.parameters),
             micro_batches=micro_batches, reduce=reduce, device=torch.device("cpu"), loss_scale=lambda: self.scale,
-            model=self.net,
+            model=self.net, skippable=skippable,
         )  # fmt: skip
 
     def step(self, batches, counts=None, number=0):

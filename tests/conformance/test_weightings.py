@@ -20,6 +20,7 @@ from runner.weighting.engine import Engine
 from runner.weighting.last_layer import LastLayerWeighting
 from runner.weighting.reach import find_reach
 from runner.weighting.step import identity
+from runner.weighting.tracked import TrackedWeighting
 
 OPTIONS = sorted(Path(config_root()).glob("weighting/*.yaml"))
 TASKS = {
@@ -69,7 +70,7 @@ def step(net, weighting, x, targets, present, micro_batches=1, scale=1.0, number
     reach = find_reach({k: [v] for k, v in net(x[:1]).items()}, list(net.parameters()))
     engine = Engine(
         weighting, list(net.parameters()), reach, micro_batches=micro_batches, reduce=identity,
-        device=torch.device("cpu"), loss_scale=lambda: scale, model=net,
+        device=torch.device("cpu"), loss_scale=lambda: scale, model=net, skippable=scale != 1.0,
     )  # fmt: skip
     chunks = torch.arange(len(x)).chunk(micro_batches)
     counts = torch.tensor([[float(len(rows)) if k in present else 0.0 for k in names] for rows in chunks])
@@ -91,8 +92,9 @@ def assert_same(first, second):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_is_one_of_the_five_kinds(make):
-    assert isinstance(make(), LossWeighting | GradientWeighting | MatrixWeighting | CrossWeighting | LastLayerWeighting)
+def test_is_one_of_the_six_kinds(make):
+    kinds = LossWeighting | GradientWeighting | MatrixWeighting | TrackedWeighting | CrossWeighting | LastLayerWeighting
+    assert isinstance(make(), kinds)
 
 
 @pytest.mark.parametrize(("micro_batches", "scale"), [(3, 1.0), (4, 1.0), (1, 4096.0)])

@@ -13,8 +13,11 @@ from PIL import Image
 
 from runner.errors import UserError
 from runner.mixtures.folders import Folders
+from runner.mixtures.nyud import NYUD
 from tests.mixtures.archives import rooms, write_folders
 from tests.mixtures.made import problems
+from tests.mixtures.miniature import SIZE, write_nyud_mt
+from tests.mixtures.miniature import tasks as dense_tasks
 
 SEGMENTATION = {"_target_": "runner.tasks.segmentation.Segmentation", "num_classes": 3}
 TASKS = {
@@ -133,6 +136,8 @@ def test_depth_normals_edges_and_numbers(place):
             save(place / split / "depth" / f"a {number}.png", values)
             save(place / split / "edge" / f"a {number}.png", (values > 2000))
             save(place / split / "salient" / f"a {number}.png", ((values > 2000) * 255).astype(np.uint8))
+            save(place / split / "ones" / f"a {number}.png", (values > 2000).astype(np.uint8))
+            save(place / split / "some" / f"a {number}.png", (values > 2000) * np.uint8(1) + (values > 3000))
             (place / split / "normals").mkdir(exist_ok=True)
             np.save(place / split / "normals" / f"a {number}.npy", normals)
             (place / split / "heat").mkdir(exist_ok=True)
@@ -143,12 +148,19 @@ def test_depth_normals_edges_and_numbers(place):
         "edge": "{split}/edge",
         "saliency": "{split}/salient",
         "heat": "{split}/heat",
+        "ones": "{split}/ones",
+        "some": {"files": "{split}/some", "unlabelled": [2]},
+        "far": {"files": "{split}/depth", "scale": 0.001, "unlabelled": [int(values[2, 3])]},
     }
-    mixture = folders(place, maps, {task: TASKS[task] for task in maps})
+    kinds = {"ones": "saliency", "some": "saliency", "far": "depth"}
+    mixture = folders(place, maps, {task: TASKS[kinds.get(task, task)] for task in maps})
     np.testing.assert_allclose(target(mixture, "depth")[0], values / 1000, rtol=1e-6)
     np.testing.assert_allclose(target(mixture, "normals"), normals.transpose(2, 0, 1), atol=1e-6)
-    for task in ("edge", "saliency"):
+    for task in ("edge", "saliency", "ones"):
         np.testing.assert_array_equal(target(mixture, task)[0], values > 2000)
+    np.testing.assert_array_equal(target(mixture, "some")[0], np.where(values > 3000, np.nan, values > 2000))
+    known = np.where(values == values[2, 3], np.nan, values / 1000)
+    np.testing.assert_allclose(target(mixture, "far")[0], known, rtol=1e-6)
     np.testing.assert_allclose(target(mixture, "heat")[0], normals[..., 0], atol=1e-6)
     unclear = folders(place, {"depth": "{split}/depth"}, {"depth": TASKS["depth"]})
     assert "holds integers (uint16), and nothing says what they mean" in refused(unclear)
@@ -191,6 +203,17 @@ def test_no_splits_at_all_and_names_of_ones_own(tmp_path):
     assert len(folders(tmp_path, maps, **keys).datasets("test")["folders"]) == 2
     keys["splits"]["test"] = "tests"
     assert re.search(r"there is no .*own/tests \(mixture.splits.test=tests\)", refused(folders(tmp_path, maps, **keys)))
+
+
+def test_names_with_folders(tmp_path):
+    for split, count in (("train", 3), ("test", 1)):
+        for number in range(count):
+            save(tmp_path / split / "images" / "walk" / f"{number}.png", IMAGES[3])
+            save(tmp_path / split / "masks" / "walk" / f"{number}.png", MASKS[3])
+    np.testing.assert_array_equal(target(folders(tmp_path)), MASKS[3])
+    mixture = folders(tmp_path, {"segmentation": "{split}/masks/{}.png"}, images="{split}/images/{}.png")
+    np.testing.assert_array_equal(target(mixture), MASKS[3])
+    assert mixture.datasets("test")["folders"].example(0, None).id == "test/walk/0"
 
 
 @pytest.mark.parametrize(
@@ -245,6 +268,35 @@ def test_all_runs_see_the_same_crops(place):
     crops = [[d.example(0, np.random.default_rng(s)).inputs["pixels"] for s in seeds] for d in (both, alone, plain)]
     np.testing.assert_array_equal(crops[0], crops[1])
     assert (np.array(crops[0]) != np.array(crops[2])).any()
+
+
+@pytest.mark.parametrize("device", ["loader", "accelerator"])
+def test_a_published_layout_gives_what_its_own_reader_gives(tmp_path, device):
+    """Splits, evaluation, and training with its zooms, crops by classes, flips and colours, to the last bit."""
+    root = write_nyud_mt(tmp_path / "NYUD_MT")
+    maps = {
+        "segmentation": {"files": "segmentation", "values": list(range(1, 14)), "unlabelled": [0], "kind": "classes"},
+        "depth": "depth/{}.npy",
+        "normals": "normals/{}.png",
+        "edge": "edge",
+    }
+    augment = {"scale": [0.5, 2.0], "between": True, "crop": [40, 52], "max_share": 0.4, "device": device}
+    keys = {"size": list(SIZE), "fit": "pad", "validation": 2, "augment": augment}
+    lists = {"lists": "gt_sets/{split}.txt", "splits": {"test": "val", "validation": None}}
+    ours = folders(root, maps, dense_tasks(), images="images/{}.png", **keys, **lists)
+    theirs = NYUD(str(tmp_path), tasks=dense_tasks(), path="NYUD_MT", **keys)
+    assert ours.check() == []
+    assert ours.setup(None) == theirs.setup(None)
+    for split in ("train", "validation", "test"):
+        one, other = ours.datasets(split)["folders"], theirs.datasets(split)["nyud"]
+        assert len(one) == len(other)
+        for i in range(len(one)):
+            found, wanted = (d.example(i, np.random.default_rng(i) if split == "train" else None) for d in (one, other))
+            assert found.id.endswith(wanted.id) and set(found.targets) == set(wanted.targets)
+            np.testing.assert_array_equal(found.inputs["pixels"], wanted.inputs["pixels"])
+            for task, values in wanted.targets.items():
+                np.testing.assert_array_equal(found.targets[task], values)
+    assert one.hands_over_stored("cpu") == (device == "accelerator")
 
 
 def test_rooms_written_as_folders(tmp_path):

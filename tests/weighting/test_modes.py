@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from types import SimpleNamespace
 
 import pytest
@@ -190,6 +191,25 @@ def test_steps_between_solves_and_after_a_broken_one_see_the_whole_graph(mode):
     want = torch.autograd.grad(total, list(net.parameters()))
     assert report.cosines.isnan().all(), "a step between two solves"
     assert_same([p.grad for p in net.parameters()], want)
+
+
+def test_a_step_leaves_no_tensor_to_the_garbage_collector():
+    """A cycle of references would keep the activations of a step into the next ones."""
+    net, x, targets = world()
+    step(net, MGDA(TASKS, mode="gram"), x, targets)
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        step(net, MGDA(TASKS, mode="gram"), x, targets)
+        net(x)
+        gc.collect()
+        left = [thing for thing in gc.garbage if isinstance(thing, torch.Tensor)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert not [tensor.shape for tensor in left if tensor.dim() > 1 and len(tensor) == len(x)]
 
 
 def test_gram_mode_refuses_what_it_cannot_do():

@@ -9,25 +9,20 @@ maps:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import numpy as np
 
 from runner.config.kinds import PositiveFloat
 from runner.config.source import bases, define
 from runner.errors import Problem, UserError, suggest
-from runner.mixtures.images import to_rgb
-from runner.mixtures.sources import IMAGES, check_mapping
+from runner.mixtures.folder_files import stored_map
+from runner.mixtures.sources import check_mapping
 from runner.mixtures.views import ClassDecoder, Layer, MapKind, decode_depth, decode_edge, decode_normals
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-ANY = (*IMAGES, ".npy")
 LOSSY = (".jpg", ".jpeg", ".webp")
 UNLABELLED = 255
 """The stored class of an unlabelled pixel, where `values` or `colours` say what the others are."""
@@ -52,7 +47,8 @@ class MapKeys:
         kind: classes, depth, inverse_depth, normals, edge or mask; None takes what the task reads.
         values: classes: the stored value of each class, in order; None takes stored values as class numbers.
         colours: classes: the colour [red, green, blue] of each class, in order.
-        unlabelled: classes: stored values that mean "no label".
+        unlabelled: stored values that mean "no label"; None stands for 255 of classes, for none of other maps. Depth
+            is also unknown where it is 0 or below.
         scale: depth and numbers: what one stored unit is, such as 0.001 for millimetres; None for floats as they are.
     """
 
@@ -60,7 +56,7 @@ class MapKeys:
     kind: str | None = None
     values: list[int] | None = None
     colours: list[Any] | None = None
-    unlabelled: list[int] = field(default_factory=lambda: [UNLABELLED])
+    unlabelled: list[float] | None = None
     scale: PositiveFloat | None = None
 
 
@@ -74,7 +70,7 @@ class Map:
     num_classes: int = 0
     values: tuple[int, ...] | None = None
     colours: tuple[tuple[int, int, int], ...] | None = None
-    unlabelled: tuple[int, ...] = (UNLABELLED,)
+    unlabelled: tuple[float, ...] = ()
     scale: float | None = None
     numbers: bool = False
 
@@ -83,12 +79,12 @@ class Map:
         """How what `read` gives becomes a target."""
         if self.kind == "classes":
             unlabelled = (UNLABELLED,) if self._translated else self.unlabelled
-            return Layer("classes", ClassDecoder(self.num_classes, unlabelled=unlabelled))
+            return Layer("classes", ClassDecoder(self.num_classes, unlabelled=[int(value) for value in unlabelled]))
         if self.kind == "normals":
             return Layer("normals", decode_normals)
         if self.kind in ("depth", "inverse_depth"):
             return Layer(self.kind, decode_depth)
-        return Layer(self.kind, decode_number if self.numbers else decode_edge)
+        return Layer(self.kind, decode_number if self.numbers or self.unlabelled else decode_edge)
 
     def read(self, file: Path) -> np.ndarray:
         """The stored map (H, W), for normals (3, H, W).
@@ -96,7 +92,7 @@ class Map:
         Raises:
             UserError: it cannot be read, or is not what it should be.
         """
-        stored = _stored(file)
+        stored = stored_map(file)
         if self.kind == "normals":
             if stored.ndim != 3 or stored.shape[2] < 3:
                 raise UserError(f"{file} has one channel, normals have three")
@@ -106,14 +102,21 @@ class Map:
         stored = self._plane(stored, file)
         if stored.dtype == bool:
             stored = stored.astype(np.uint8) * 255
+        unknown = np.isin(stored, self.unlabelled) if self.unlabelled else None
         if self.kind in ("edge", "mask") and not self.numbers:
-            return stored if stored.dtype == np.uint8 else (stored > 0).astype(np.float32)
+            known = stored if unknown is None else stored[~unknown]
+            if stored.dtype != np.uint8 or known.max(initial=0) <= 1:  # 0 and 1, not 0 to 255
+                stored = (stored > 0).astype(np.float32)
+            return stored if unknown is None else np.where(unknown, np.nan, decode_edge(stored))
         if self.scale is None and stored.dtype.kind != "f":
             raise UserError(
                 f"{file} holds integers ({stored.dtype}), and nothing says what they mean",
                 f"give what one of them is: mixture.maps.{self.task}.scale=0.001 for millimetres as metres",
             )
-        return stored.astype(np.float32) * np.float32(self.scale if self.scale is not None else 1.0)
+        values = stored.astype(np.float32) * np.float32(self.scale if self.scale is not None else 1.0)
+        if unknown is not None:
+            values[unknown] = np.nan
+        return values
 
     @property
     def _translated(self) -> bool:
@@ -205,10 +208,16 @@ def _made(task: str, keys: MapKeys, config: Mapping[str, Any]) -> Map:
         int(config.get("num_classes") or 0),
         None if keys.values is None else tuple(keys.values),
         colours,
-        tuple(keys.unlabelled),
+        _unlabelled(keys, keys.kind or kind),
         keys.scale,
         numbers=name == "PixelRegression",
     )
+
+
+def _unlabelled(keys: MapKeys, kind: str | None) -> tuple[float, ...]:
+    if keys.unlabelled is None:
+        return (UNLABELLED,) if kind == "classes" else ()
+    return tuple(keys.unlabelled)
 
 
 def _wrong(task: str, where: str, keys: MapKeys, config: Mapping[str, Any]) -> list[Problem]:
@@ -253,102 +262,3 @@ def _kind(config: Mapping[str, Any]) -> tuple[MapKind | None, str]:
         if node.name in BY_TASK:
             return BY_TASK[node.name], node.name
     return None, ""
-
-
-# ---- files -----------------------------------------------------------------------------------------------------------
-
-
-class Listing:
-    """What lies in the folders below `root`; each is looked into once."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._folders: dict[str, dict[str, list[str]]] = {}
-
-    def inside(self, folder: str) -> dict[str, list[str]]:
-        """Stem → the names of files of any kind that is read."""
-        if folder not in self._folders:
-            place = self.root / folder
-            found = self._folders[folder] = {}
-            for file in sorted(place.iterdir()) if place.is_dir() else ():
-                if file.suffix.lower() in ANY and not file.name.startswith("."):
-                    found.setdefault(file.stem, []).append(file.name)
-        return self._folders[folder]
-
-    def file_of(self, place: str, name: str) -> str | None:
-        """The file of one image, relative to `root`; None where there is none.
-
-        Raises:
-            UserError: there are several.
-        """
-        path = place.replace("{}", name) if "{}" in place else f"{place}/{name}"
-        folder, _, last = path.rpartition("/")
-        if "{}" in place and Path(path).suffix.lower() in ANY:
-            return path if last in self.inside(folder).get(Path(last).stem, ()) else None
-        files = self.inside(folder).get(last, [])
-        if len(files) > 1:
-            what = f"{self.root / folder} has {' and '.join(files)}"
-            raise UserError(what, f"which one is meant? such as {place}/{{}}.png")
-        return f"{folder}/{files[0]}" if files else None
-
-    def stems(self, place: str) -> list[str]:
-        """The names of the images at a place, sorted.
-
-        Raises:
-            UserError: there is none.
-        """
-        folder, _, pattern = place.rpartition("/") if "{}" in place else (place, "", "{}")
-        before, _, after = pattern.partition("{}")
-        whole = Path(after).suffix.lower() in ANY
-        wanted = re.compile(re.escape(before) + "(.+)" + re.escape(after))
-        names = []
-        for stem, files in self.inside(folder).items():
-            for file in files if whole else [stem]:
-                if match := wanted.fullmatch(file):
-                    names.append(match[1])
-        if not names:
-            raise UserError(f"there is no image at {self.root / place}", f"kinds that are read: {', '.join(ANY)}")
-        return sorted(names)
-
-
-def read_picture(file: Path) -> Image:
-    """An image of any kind as RGB, upright as the camera says.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
-    from PIL import Image
-
-    if file.suffix == ".npy":
-        return to_rgb(Image.fromarray(_array(file)))
-    try:
-        with Image.open(file) as image:
-            return to_rgb(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"cannot read {file}: {error}", "replace it, or take it out") from error
-
-
-def _stored(file: Path) -> np.ndarray:
-    """What a map's file holds, (H, W) or (H, W, C): palette images as their numbers."""
-    from PIL import Image
-
-    if file.suffix == ".npy":
-        array = _array(file)
-        return array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
-    try:
-        with Image.open(file) as image:
-            image.load()
-            array = np.asarray(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"cannot read {file}: {error}", "replace it, or take it out") from error
-    return array[..., 0] if array.ndim == 3 and array.shape[2] == 2 else array  # grey with transparency
-
-
-def _array(file: Path) -> np.ndarray:
-    try:
-        array = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"cannot read {file}: {error}", "replace it, or take it out") from error
-    if array.ndim not in (2, 3):
-        raise UserError(f"{file} has shape {array.shape}, not (height, width) or (height, width, channels)")
-    return array

@@ -14,7 +14,8 @@ from runner.errors import Problem, UserError, suggest
 from runner.mixtures.base import Dataset, Mixture, Split, carve
 from runner.mixtures.dense import DenseDataset, Record, Source, parse_geometry, train_size
 from runner.mixtures.dense_archive import Files
-from runner.mixtures.folder_maps import UNLABELLED, Listing, Map, parse_maps, read_picture
+from runner.mixtures.folder_files import Listing, read_picture
+from runner.mixtures.folder_maps import UNLABELLED, Map, parse_maps
 from runner.mixtures.locate import locate, missing
 from runner.mixtures.sources import SPLITS
 from runner.specs import InputSpec

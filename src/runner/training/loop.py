@@ -110,6 +110,7 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
         loss_scale=scaler.get_scale if scaler is not None else lambda: 1.0,
         model=model,
         log=settings.log_losses,
+        skippable=scaler is not None or settings.nonfinite == "skip",
     )
     wrapper.attach(
         Surroundings(

@@ -1,11 +1,12 @@
 """What a weighting is: losses (and, where needed, their gradients) → the gradient that is applied.
 
-Five kinds. A `LossWeighting` is a differentiable function of the losses; the model's gradient is Σ_k w_k ∇L_k with
+Six kinds. A `LossWeighting` is a differentiable function of the losses; the model's gradient is Σ_k w_k ∇L_k with
 w = ∂combine/∂L. A `GradientWeighting` looks at the Gram matrix of the per-task gradients and returns coefficients
 c_k; the gradient of the shared parameters is Σ_k c_k ∇L_k. A `MatrixWeighting` sees the gradients themselves, a
-`CrossWeighting` those of independent parts of the batch, a `LastLayerWeighting` (in `runner.weighting.last_layer`) the
-lengths of those of one layer. All see global losses: summed over micro-batches and processes, so that nothing they do
-depends on how a batch was split (see `runner.weighting.engine`).
+`TrackedWeighting` (in `runner.weighting.tracked`) running averages of them, a `CrossWeighting` those of independent
+parts of the batch, a `LastLayerWeighting` (in `runner.weighting.last_layer`) the lengths of those of one layer. All see
+global losses: summed over micro-batches and processes, so that nothing they do depends on how a batch was split (see
+`runner.weighting.engine`).
 """
 
 from __future__ import annotations
@@ -132,6 +133,13 @@ class PerTaskWeighting(Weighting):
         self.scale = scale
         self.shared_patterns = shared
 
+    def factor(self, weights: Tensor) -> Tensor | float:
+        """What `scale` multiplies the combination of the gradients by, given its coefficients (k,)."""
+        if self.scale == "paper":
+            return 1.0
+        total = weights.abs().sum()
+        return ((1.0 if self.scale == "one" else len(weights)) / total).where(total > 0, 1.0)
+
 
 class GradientWeighting(PerTaskWeighting):
     """Needs one backward pass per task; sees the gradients through their Gram matrix.
@@ -243,16 +251,9 @@ class MatrixWeighting(PerTaskWeighting):
 
         Args:
             grads_kP: per-task gradients of the present tasks, float32, without loss scale; may be overwritten.
-            losses, present: as in `LossWeighting.combine`, on the same device.
+            losses: as in `LossWeighting.combine`, on the same device. present: likewise, on the CPU.
         """
         raise NotImplementedError
-
-    def factor(self, weights: Tensor) -> Tensor | float:
-        """What `scale` multiplies the combination of the gradients by, given its coefficients (k,)."""
-        if self.scale == "paper":
-            return 1.0
-        total = weights.abs().sum()
-        return ((1.0 if self.scale == "one" else len(weights)) / total).where(total > 0, 1.0)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name in self.per_parameter:

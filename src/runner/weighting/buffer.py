@@ -29,11 +29,18 @@ class TaskGradients:
         tasks: number of tasks K.
         parameters: the shared parameters; P is their size.
         device: where the float32 buffer lies.
+        matrix_KP: the buffer, if there is one already.
     """
 
-    def __init__(self, tasks: int, parameters: Sequence[nn.Parameter], device: torch.device) -> None:
+    def __init__(
+        self,
+        tasks: int,
+        parameters: Sequence[nn.Parameter],
+        device: torch.device,
+        matrix_KP: Tensor | None = None,
+    ) -> None:
         sizes = [p.numel() for p in parameters]
-        self.matrix_KP = torch.zeros(tasks, sum(sizes), device=device)
+        self.matrix_KP = torch.zeros(tasks, sum(sizes), device=device) if matrix_KP is None else matrix_KP
         self.parameters = list(parameters)
         self.large = [i for i, size in enumerate(sizes) if size >= _LARGE]
         self.views = [
@@ -65,10 +72,7 @@ class TaskGradients:
             nothing = torch.zeros((), dtype=self.parameters[i].dtype, device=view.device).expand(view.shape)
 
             def receive(grad: Tensor) -> Tensor:
-                if self.written[task]:
-                    view.add_(grad)
-                else:
-                    view.copy_(grad)
+                self._put(task, [view], [grad])
                 copied.add(i)
                 return nothing  # in the place of the gradient, which nobody holds any more
 
@@ -86,12 +90,20 @@ class TaskGradients:
         rows = self.views[task]
         there = [(rows[i], grad) for i, grad in enumerate(grads) if grad is not None and i not in copied]
         if there:
-            views, values = (list(side) for side in zip(*there, strict=True))
-            (torch._foreach_add_ if self.written[task] else torch._foreach_copy_)(views, values)
+            self._put(task, [view for view, _ in there], [grad for _, grad in there])
         missing = [rows[i] for i, grad in enumerate(grads) if grad is None]
-        if missing and not self.written[task]:
-            torch._foreach_zero_(missing)
+        if missing:
+            self._put_nothing(task, missing)
         self.written[task] = True
+
+    def _put(self, task: int, views: list[Tensor], grads: list[Tensor]) -> None:
+        """Gradients of a task into parts of its row."""
+        (torch._foreach_add_ if self.written[task] else torch._foreach_copy_)(views, grads)
+
+    def _put_nothing(self, task: int, views: list[Tensor]) -> None:
+        """The same for parts that the task's loss does not reach."""
+        if not self.written[task]:
+            torch._foreach_zero_(views)
 
     def finish(self) -> Tensor:
         """The matrix of this step.
@@ -105,14 +117,25 @@ class TaskGradients:
 
     def combine(self, weights_K: Tensor) -> list[Tensor]:
         """Σ_k w_k g_k, in the parameters' shapes; takes the place of the first row."""
-        for piece in self.matrix_KP.split(_COLUMNS.get(self.matrix_KP.device.type, 2**24), dim=1):
-            piece[0] = combination(weights_K, piece)
+        combine_rows(weights_K, self.matrix_KP)
         return self.views[0]
 
     def split(self, vector_P: Tensor) -> list[Tensor]:
         """A vector over the shared parameters as views of their shapes."""
         parts = vector_P.split([p.numel() for p in self.parameters])
         return [part.view(p.shape) for part, p in zip(parts, self.parameters, strict=True)]
+
+
+def in_columns(grads_kP: Tensor) -> Sequence[Tensor]:
+    """The matrix in groups of columns that fit a processor's cache."""
+    return grads_kP.split(_COLUMNS.get(grads_kP.device.type, 2**24), dim=-1)
+
+
+def combine_rows(weights_k: Tensor, grads_kP: Tensor) -> Tensor:
+    """Σ_k w_k g_k (P,) in the place of the first row."""
+    for piece in in_columns(grads_kP):
+        piece[0] = combination(weights_k, piece)
+    return grads_kP[0]
 
 
 def combination(weights_k: Tensor, grads_kP: Tensor) -> Tensor:

@@ -51,20 +51,21 @@ def cut(tensor: Tensor) -> tuple[Tensor, Cut]:
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """`value` with every tensor in it changed: in lists, tuples, dicts and dataclasses; a tensor met twice, once."""
-    done: dict[int, Tensor] = {}
+    return _mapped(value, change, {})
 
-    def visit(item: Any) -> Any:
-        if isinstance(item, Tensor):
-            if id(item) not in done:
-                done[id(item)] = change(item)
-            return done[id(item)]
-        if dataclasses.is_dataclass(item) and not isinstance(item, type):
-            return dataclasses.replace(item, **{f.name: visit(getattr(item, f.name)) for f in dataclasses.fields(item)})
-        if isinstance(item, dict):
-            return type(item)((key, visit(inner)) for key, inner in item.items())
-        if isinstance(item, list | tuple):
-            inner = [visit(part) for part in item]
-            return type(item)(*inner) if hasattr(item, "_fields") else type(item)(inner)
-        return item
 
-    return visit(value)
+def _mapped(item: Any, change: Callable[[Tensor], Tensor], done: dict[int, Tensor]) -> Any:
+    # Not a function inside the other: one that calls itself is a cycle, and would keep the tensors until a collection.
+    if isinstance(item, Tensor):
+        if id(item) not in done:
+            done[id(item)] = change(item)
+        return done[id(item)]
+    if dataclasses.is_dataclass(item) and not isinstance(item, type):
+        fields = {f.name: _mapped(getattr(item, f.name), change, done) for f in dataclasses.fields(item)}
+        return dataclasses.replace(item, **fields)
+    if isinstance(item, dict):
+        return type(item)((key, _mapped(inner, change, done)) for key, inner in item.items())
+    if isinstance(item, list | tuple):
+        inner = [_mapped(part, change, done) for part in item]
+        return type(item)(*inner) if hasattr(item, "_fields") else type(item)(inner)
+    return item

@@ -10,17 +10,16 @@ from torch import Tensor
 
 from runner.config.kinds import Fraction, NonNegativeFloat
 from runner.tasks.base import Task
-from runner.weighting.base import MatrixWeighting
-from runner.weighting.buffer import combination
+from runner.weighting.tracked import TrackedWeighting
 
 _FLOOR = 1e-8  # keeps the logarithm of a solved task's loss finite, as in the authors' code
 
 
-class DBMTL(MatrixWeighting):
+class DBMTL(TrackedWeighting):
     """Averaged gradients of the logarithms of the losses, each rescaled to the largest norm, summed.
 
     Lin et al., "Dual-Balancing for Multi-Task Learning", 2023, algorithm 1:
-    ḡ_k ← β_t ḡ_k + (1 − β_t) ∇log L_k from ḡ = 0, and g = max_j ‖ḡ_j‖ · Σ_k ḡ_k/‖ḡ_k‖. The averages (K×P floats) are
+    ḡ_k ← β_t ḡ_k + (1 - β_t) ∇log L_k from ḡ = 0, and g = max_j ‖ḡ_j‖ · Σ_k ḡ_k/‖ḡ_k‖. The averages (K×P floats) are
     part of the checkpoint.
 
     Args:
@@ -28,12 +27,10 @@ class DBMTL(MatrixWeighting):
         beta_sigma: 0 for a constant β.
         heads: the paper trains task-specific parameters on log L_k; "weighted" multiplies them by the rescaling too.
         scale: "paper" is the sum of gradients of the largest norm.
-        shared: see `MatrixWeighting`.
+        shared: see `PerTaskWeighting`.
     """
 
     log_losses: ClassVar[bool] = False  # needs positive losses
-    per_parameter: ClassVar[tuple[str, ...]] = ("average",)
-    average: Tensor
     steps: Tensor
 
     def __init__(
@@ -51,17 +48,18 @@ class DBMTL(MatrixWeighting):
         self.beta_sigma = beta_sigma
         self.register_buffer("steps", torch.zeros(len(tasks)))
 
-    def combine(self, grads_kP: Tensor, losses: Tensor, present: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        log_slope = 1.0 / (losses + _FLOOR)
+    def track(self, losses: Tensor, present: Tensor, norms: Tensor | None) -> tuple[Tensor, Tensor]:
         self.steps[present] += 1
-        beta = self.beta / self.steps[present] ** self.beta_sigma
-        grads_kP.mul_(log_slope[:, None])
-        for row, k in enumerate(present.tolist()):
-            self.average[k].lerp_(grads_kP[row], 1 - beta[row])
-        average_kP = self.average if len(present) == len(self.average) else self.average[present]
-        factors = dual_balance(average_kP.norm(dim=1))
-        heads = log_slope * factors if self.heads == "weighted" else log_slope
-        return combination(factors, average_kP), factors * log_slope, heads
+        return 1 - self.beta / self.steps[present] ** self.beta_sigma, _slopes(losses)
+
+    def solve(self, gram: Tensor, losses: Tensor, present: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        factors, slopes = dual_balance(gram.diagonal().sqrt()), _slopes(losses)
+        return factors, factors * slopes, slopes * factors if self.heads == "weighted" else slopes
+
+
+def _slopes(losses: Tensor) -> Tensor:
+    """∂log L/∂L (k,)."""
+    return 1.0 / (losses + _FLOOR)
 
 
 def dual_balance(norms: Tensor) -> Tensor:

@@ -74,6 +74,8 @@ class Engine:
         device: of the model.
         loss_scale: current factor of the mixed-precision gradient scaler; gradients are left multiplied by it.
         model: whose `parameters` they are; the modes `gram` and `representation` hook its modules.
+        skippable: whether a step whose loss or gradient is not finite may be skipped, and the run go on; the state of
+            the weighting must be what it was then, even where that takes memory.
         log: the weighting gets the logarithms of the losses, and their gradients ∇L_k/L_k (`trainer.log_losses`).
 
     Attributes:
@@ -96,6 +98,7 @@ class Engine:
         loss_scale: Callable[[], float] = lambda: 1.0,
         model: nn.Module | None = None,
         log: bool = False,
+        skippable: bool = True,
     ) -> None:
         from runner.weighting import passes  # which builds on this module
 
@@ -109,6 +112,7 @@ class Engine:
         self.loss_scale = loss_scale
         self.model = model
         self.log = log
+        self.skippable = skippable
         self.shared = [self.parameters[i] for i in reach.shared]
         self.rest = [self.parameters[i] for i in reach.rest]
         self.solver_s = 0.0

@@ -11,7 +11,7 @@ from torch import Tensor
 from runner.config.kinds import NonNegativeInt, PositiveFloat
 from runner.tasks.base import Task
 from runner.weighting.base import MatrixWeighting
-from runner.weighting.buffer import combination
+from runner.weighting.buffer import combine_rows, in_columns
 
 
 class ExcessMTL(MatrixWeighting):
@@ -57,17 +57,18 @@ class ExcessMTL(MatrixWeighting):
         self.warming = step < self.warm_up * steps_per_epoch
 
     def combine(self, grads_kP: Tensor, losses: Tensor, present: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        excess = torch.empty_like(losses)
+        tiny = torch.finfo(losses.dtype).tiny
+        excess = torch.zeros_like(losses)
         for row, k in enumerate(present.tolist()):
-            squared_P = grads_kP[row].square()
-            self.squares[k] += squared_P
-            excess[row] = (squared_P / self.squares[k].sqrt().clamp_min(torch.finfo(losses.dtype).tiny)).sum()
+            for grad, squares in zip(in_columns(grads_kP[row]), in_columns(self.squares[k]), strict=True):
+                squares.addcmul_(grad, grad)
+                excess[row] += torch.dot(grad, grad / squares.sqrt().clamp_min_(tiny))
         new = self.baseline_steps[present] == 0
         learning = new | self.warming
         self.baseline_sum[present] += torch.where(learning, excess, 0.0)
         self.baseline_steps[present] += learning.float()
         baseline = self.baseline_sum[present] / self.baseline_steps[present]
-        ratio = torch.where(baseline > 0, excess / baseline.clamp_min(torch.finfo(losses.dtype).tiny), 0.0)
+        ratio = torch.where(baseline > 0, excess / baseline.clamp_min(tiny), 0.0)
         if not self.warming:
             logits = self.logits[present] + self.robust_step_size * ratio
             # A common shift changes no weight, but left alone it would eat the precision of float32.
@@ -75,7 +76,7 @@ class ExcessMTL(MatrixWeighting):
             self.logits -= self.logits.max()
         weights = self.logits[present].softmax(0)
         return (
-            combination(weights, grads_kP),
+            combine_rows(weights, grads_kP),
             weights,
             weights if self.heads == "weighted" else torch.ones_like(weights),
         )

@@ -54,19 +54,24 @@ class GramSums:
                 self.gram += gram_matrix(self.held.pop(i))
 
 
-def linear_gram(delta_kNO: Tensor, input_NI: Tensor) -> Tensor:
-    """(k, k) float64: inner products of the weight gradients δ_kᵀA, formed in the cheaper of two ways."""
-    tasks, rows, outputs = delta_kNO.shape
+def linear_gram(deltas: Sequence[Tensor], input_NI: Tensor) -> Tensor:
+    """(k, k) float64: inner products of the weight gradients δ_kᵀA, formed in the cheaper of two ways.
+
+    Args:
+        deltas: k output gradients (N, O). input_NI: A.
+    """
+    tasks, (rows, outputs) = len(deltas), deltas[0].shape
     inputs = input_NI.shape[1]
-    delta_kNO, input_NI = delta_kNO.float(), input_NI.float()
+    input_NI = input_NI.float()
     with_products = (tasks * rows) ** 2 * outputs + rows**2 * inputs
     with_gradients = tasks * outputs * inputs * (rows + tasks)
     if with_products < with_gradients and (tasks * rows) ** 2 <= 4 * _PIECE:
-        flat = delta_kNO.reshape(tasks * rows, outputs)
+        flat = torch.cat(list(deltas)).float()
         products = (flat @ flat.T).view(tasks, rows, tasks, rows)
         return (products * (input_NI @ input_NI.T)[None, :, None, :]).sum((1, 3), dtype=torch.float64).cpu()
     gram = torch.zeros(tasks, tasks, dtype=torch.float64)
-    for part in delta_kNO.split(max(1, _PIECE // (tasks * inputs)), dim=2):
-        grads = part.transpose(1, 2).reshape(-1, rows) @ input_NI
-        gram += gram_matrix(grads.view(tasks, -1))
+    width = max(1, _PIECE // (tasks * max(inputs, rows)))
+    for begin in range(0, outputs, width):
+        part = torch.cat([delta_NO[:, begin : begin + width].T.float() for delta_NO in deltas])
+        gram += gram_matrix((part @ input_NI).view(tasks, -1))
     return gram

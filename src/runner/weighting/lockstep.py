@@ -201,32 +201,40 @@ class GramPass(Pass):
     def _push_linear(
         self, piece: _Piece, grads: dict[int, Tensor], wanted: Sequence[bool], pending: Any, sums: GramSums
     ) -> None:
-        """The same for a linear layer and all tasks at once; reads the weight once instead of K times."""
+        """The same for a linear layer and all tasks at once; `grads` are let go on the way."""
         assert piece.linear is not None
         layer, given = piece.linear
         tasks = list(grads)
-        delta_kNO = torch.stack(list(grads.values())).reshape(len(tasks), -1, layer.out_features)
-        grads.clear()  # in one tensor now
-        input_NI = given.reshape(-1, layer.in_features).to(delta_kNO.dtype)
+        deltas = {k: grad.reshape(-1, layer.out_features) for k, grad in grads.items()}
+        grads.clear()
+        dtype = deltas[tasks[0]].dtype
+        input_NI = given.reshape(-1, layer.in_features).to(dtype)
         for i in piece.parameters:
             if not self.is_shared[i]:
                 continue
             if self.engine.parameters[i] is not layer.weight:
-                for k, row in zip(tasks, delta_kNO.sum(1), strict=True):
-                    sums.add(i, k, row)
+                for k, delta_NO in deltas.items():
+                    sums.add(i, k, delta_NO.sum(0))
             elif sums.only_here(i):
-                sums.add_gram(tasks, linear_gram(delta_kNO, input_NI))
+                sums.add_gram(tasks, linear_gram(list(deltas.values()), input_NI))
             else:
-                for k, delta_NO in zip(tasks, delta_kNO, strict=True):
+                for k, delta_NO in deltas.items():
                     sums.add(i, k, delta_NO.T @ input_NI)
-        for source in piece.sources:
-            if wanted[source]:
-                back_kNI = delta_kNO @ layer.weight.detach().to(delta_kNO.dtype)
-                del delta_kNO  # a layer has one input
-                cut_ = self.pieces[source].cut
-                assert cut_ is not None
-                for k, back in zip(tasks, back_kNI, strict=True):
-                    _add(pending.setdefault(source, {}), k, back.reshape(cut_.shape).to(cut_.dtype))
+        for source in piece.sources:  # a linear layer has one input
+            if not wanted[source]:
+                continue
+            cut_ = self.pieces[source].cut
+            assert cut_ is not None
+            weight_OI = layer.weight.detach().to(dtype)
+            # One product reads the weight once instead of K times; where that is not what it costs, one task's gradient
+            # takes the place of another's.
+            together = len(input_NI) < layer.out_features
+            backs = iter(torch.stack(list(deltas.values())) @ weight_OI) if together else None
+            for k in tasks:
+                delta_NO = deltas.pop(k)
+                back_NI = delta_NO @ weight_OI if backs is None else next(backs)
+                del delta_NO
+                _add(pending.setdefault(source, {}), k, back_NI.reshape(cut_.shape).to(cut_.dtype))
 
     def _apply(self, weights: Tensor, targets: set[int]) -> None:
         """Add the gradient of Σ_k w_k L_k with respect to the target parameters to `.grad`."""

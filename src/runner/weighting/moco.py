@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from runner.config.kinds import NonNegativeFloat, PositiveFloat
 from runner.tasks.base import Task
-from runner.weighting.base import MatrixWeighting
-from runner.weighting.buffer import combination
+from runner.weighting.tracked import TrackedWeighting
 
 
-class MoCo(MatrixWeighting):
+class MoCo(TrackedWeighting):
     """MGDA on tracked gradients, with weights that move slowly: the bias of stochastic gradients in MGDA disappears.
 
     Fernando et al., "Mitigating Gradient Bias in Multi-objective Learning: A Provably Convergent Stochastic Approach",
@@ -29,11 +28,9 @@ class MoCo(MatrixWeighting):
         projection: onto the simplex, by Euclidean distance ("simplex", the paper) or "softmax" (their experiments).
         heads: task-specific parameters on their plain loss, or weighted too.
         scale: "paper" is weights that sum to 1.
-        shared: see `MatrixWeighting`.
+        shared: see `PerTaskWeighting`.
     """
 
-    per_parameter: ClassVar[tuple[str, ...]] = ("tracked",)
-    tracked: Tensor
     weights: Tensor
     steps: Tensor
 
@@ -58,28 +55,24 @@ class MoCo(MatrixWeighting):
         self.rho = rho
         self.normalize = normalize
         self.projection = projection
+        self.by_length = normalize == "loss"
         self.register_buffer("weights", torch.full((len(tasks),), 1.0 / len(tasks)))
         self.register_buffer("steps", torch.zeros(()))
 
-    def combine(self, grads_kP: Tensor, losses: Tensor, present: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def track(self, losses: Tensor, present: Tensor, norms: Tensor | None) -> tuple[Tensor, Tensor]:
         self.steps += 1
-        beta, gamma = self.beta / self.steps**self.beta_sigma, self.gamma / self.steps**self.gamma_sigma
-        if self.normalize == "loss":
-            grads_kP.mul_((losses / grads_kP.norm(dim=1).clamp_min(1e-8))[:, None])
-        for row, k in enumerate(present.tolist()):
-            self.tracked[k].lerp_(grads_kP[row], beta)
-        tracked_kP = self.tracked if len(present) == len(self.tracked) else self.tracked[present]
-        share = self.weights[present].sum()
-        weights = self.weights[present] / share if share > 0 else torch.full_like(losses, 1 / len(losses))
-        slope = tracked_kP @ combination(weights, tracked_kP) + self.rho * weights
+        rates = (self.beta / self.steps**self.beta_sigma).expand(len(losses))
+        return rates, torch.ones_like(losses) if norms is None else losses / norms.clamp_min(1e-8)
+
+    def solve(self, gram: Tensor, losses: Tensor, present: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        gamma = self.gamma / self.steps.to(gram) ** self.gamma_sigma
+        had = self.weights.to(gram)[present]
+        share = had.sum()
+        weights = had / share if share > 0 else torch.full_like(had, 1 / len(had))
         project = project_simplex if self.projection == "simplex" else (lambda v: v.softmax(0))
-        weights = project(weights - gamma * slope)
-        self.weights[present] = weights * share
-        return (
-            combination(weights, tracked_kP),
-            weights,
-            weights if self.heads == "weighted" else torch.ones_like(weights),
-        )
+        weights = project(weights - gamma * (gram @ weights + self.rho * weights))
+        self.weights[present.to(self.weights.device)] = (weights * share).to(self.weights)
+        return weights, weights, weights if self.heads == "weighted" else torch.ones_like(weights)
 
 
 def project_simplex(vector: Tensor) -> Tensor:

@@ -20,12 +20,15 @@ def choose(engine: Engine) -> Pass:
     from runner.weighting.last_layer import LastLayerPass, LastLayerWeighting
     from runner.weighting.lockstep import GramPass
     from runner.weighting.representation import RepresentationPass
+    from runner.weighting.tracked import TrackedPass, TrackedWeighting
 
     weighting = engine.weighting
     if isinstance(weighting, CrossWeighting):
         return CrossPass(engine)
     if isinstance(weighting, LastLayerWeighting):
         return LastLayerPass(engine)
+    if isinstance(weighting, TrackedWeighting):
+        return TrackedPass(engine)
     if isinstance(weighting, LossWeighting):
         # A weighting whose weights depend on this step's losses needs all of them before its one backward pass. With
         # several micro-batches that would mean keeping every graph: per-task gradients are exact and bounded.
@@ -142,7 +145,7 @@ class BufferPass(Pass):
         if engine.scale != 1 or engine.log:
             grads_kP = grads_kP.mul_((slopes / engine.scale)[:, None])
         began = time.perf_counter()
-        shared, weights, heads = weighting.combine(grads_kP, losses, engine.present_tensor)
+        shared, weights, heads = weighting.combine(grads_kP, losses, torch.tensor(engine.present))
         factor = weighting.factor(weights)
         engine.solver_s += time.perf_counter() - began
         engine.weights = weights * factor * slopes

@@ -65,6 +65,7 @@ class TaskSAM(Wrapper):
                 reduce=around.reduce,
                 device=engine.device,
                 loss_scale=engine.loss_scale,
+                skippable=engine.skippable,
             )
 
     def gradients(self, micro_batches: Sequence[Batch], counts: Tensor, step: int, per_epoch: int) -> StepReport:
