@@ -139,7 +139,7 @@ def test_status_of_a_folder_goes_on_after_damaged_runs(runner, folder):
     assert answer.code == 0
     lines = {line.split()[0]: line for line in answer.out.splitlines() if line}
     assert "result.json is damaged" in lines["cut"]
-    assert "rmse 0.5" in lines["whole"]
+    assert "abs_err 0.25" in lines["whole"]
 
 
 def test_status_for_scripts(runner, folder):
