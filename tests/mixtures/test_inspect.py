@@ -56,6 +56,18 @@ def test_a_task_without_labels_in_train(tmp_path):
     assert found.count("error:") == 1
 
 
+def test_a_test_split_whose_labels_are_kept_secret(tmp_path):
+    folder = write(tmp_path / "d", TRAIN, ["other words,,food", "more words,,travel"])
+    found = refused(texts(folder))
+    assert "no example of split 'test' has a label of task 'mood'" in found
+    assert "mixture.sources.d.splits.test=null mixture.sources.d.test=0.1" in found
+    tasks = {task: {"_target_": CLASSIFICATION, "num_classes": 2} for task in ("mood", "topic")}
+    source = {"path": str(folder), "labels": {"mood": "mood", "topic": "topic"}, "splits": {"test": None}, "test": 0.1}
+    mixture = Texts("nowhere", tasks=tasks, sources={"d": source}, vocab_size=60)
+    mixture.setup(None)
+    assert len(mixture.datasets("test")["d"]) == 2
+
+
 @pytest.mark.parametrize("empty", ["train", "test"])
 def test_splits_without_rows(tmp_path, empty):
     lines = {"train": TRAIN, "test": TEST} | {empty: []}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,5 +56,5 @@ def run(arguments: Sequence[str]) -> int:
     if given.startswith("runner train ") and chosen.search(given):
         choice = chosen.sub(lambda _: f"{option.group}={name}", given.removeprefix("runner train "))
     print(f"copied {option.key} to {target}")
-    print(f"  use it: runner train --config-dir {folder} {choice}")
+    print(f"  use it: runner train --config-dir {shlex.quote(str(folder))} {choice}")
     return EXIT_DONE

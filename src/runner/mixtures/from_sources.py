@@ -115,7 +115,8 @@ class FromSources(Mixture):
             UserError: everything that is wrong with them, also a task that no training example has a label of.
         """
         problems: list[Problem] = []
-        labelled: set[str] = set()
+        labelled: dict[str, set[str]] = {split: set() for split in SPLITS}
+        own: dict[str, set[str]] = {split: set() for split in SPLITS}
         for name in self.labels:
             seen: set[str] = set()
             for split in SPLITS:
@@ -129,12 +130,15 @@ class FromSources(Mixture):
                 except UserError as error:
                     problems += error.problems
                     break
-                if split == "train":
-                    labelled |= here
-                    if self.labels[name].keys() - here:
-                        break  # labels of other splits would be compared with the classes of no label at all
-        gone = sorted(self.tasks.keys() - labelled) if not problems else ()
-        problems += [self._no_label(task) for task in gone]
+                labelled[split] |= here
+                own[split] |= self.labels[name].keys()
+                if split == "train" and self.labels[name].keys() - here:
+                    break  # labels of other splits would be compared with the classes of no label at all
+        if not problems:
+            problems += [self._no_label(task) for task in sorted(self.tasks.keys() - labelled["train"])]
+        if not problems:  # parts that are carved from train may lack rare labels; a split of the data's own must not
+            gone = [(split, task) for split in SPLITS[1:] for task in sorted(own[split] - labelled[split])]
+            problems += [self._hidden(split, task) for split, task in gone if not self._carved(split, task)]
         if problems:
             raise UserError(problems)
 
@@ -152,6 +156,19 @@ class FromSources(Mixture):
             if label.form == "tags" and len(read_tags(label, rows, self.classes(name, label))[0]):
                 found.add(task)
         return found
+
+    def _carved(self, split: Split, task: str) -> bool:
+        """Whether one of the data sets with labels of a task has no such split of its own."""
+        names = [name for name, labels in self.labels.items() if task in labels]
+        return any(self.rows(name, split)[0].split == self.rows(name, "train")[0].split for name in names)
+
+    def _hidden(self, split: Split, task: str) -> Problem:
+        name = next(name for name, labels in self.labels.items() if task in labels)
+        where = f"mixture.sources.{name}"
+        return Problem(
+            f"no example of split '{split}' has a label of task '{task}': nothing could be measured there",
+            f"carve that split from train: {where}.splits.{split}=null {where}.{split}=0.1, or name one with labels",
+        )
 
     def _no_label(self, task: str) -> Problem:
         places = [
