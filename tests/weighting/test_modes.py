@@ -299,3 +299,60 @@ def test_scales(name, mode):
         keys |= {"mode": mode} if "mode" in keys else {}
         sums[scale] = step(net, build(keys, TASKS), x, targets)[0].weights.abs().sum().item()
     assert sums["one"] == pytest.approx(1.0, rel=1e-4) and sums["tasks"] == pytest.approx(3.0, rel=1e-4)
+
+
+class Streams(nn.Module):
+    """Where pieces run together: a residual stream, a parameter added to it, a branch that is read again at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.position = nn.Parameter(torch.randn(6))
+        self.first = nn.Linear(6, 6)
+        self.norms = nn.ModuleList(nn.LayerNorm(6) for _ in range(3))
+        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(3))
+        self.heads = nn.ModuleDict({name: nn.Linear(6, 1) for name in TASKS})
+
+    def forward(self, x):
+        start = self.first(x) + self.position
+        z = start.tanh()
+        early = None
+        for norm, layer in zip(self.norms, self.layers, strict=True):
+            z = z + layer(norm(z)).tanh()
+            early = z if early is None else early
+        z = z * early + start  # reached through the stream, and beside it
+        first, second = z.chunk(2, 1)  # a node of two outputs
+        z = torch.cat([second, first], 1) + self.position
+        return {name: head(z) for name, head in self.heads.items()}
+
+
+def test_pieces_that_run_together_count_once():
+    results = []
+    for mode in ("parameters", "gram"):
+        torch.manual_seed(0)
+        net, x = Streams(), torch.randn(12, 6)
+        targets = {name: torch.randn(12, 1) for name in TASKS}
+        results.append(step(net, MGDA(TASKS, mode=mode), x, targets))
+    (first, plain), (second, gram) = results
+    torch.testing.assert_close(first.grad_norms, second.grad_norms, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(first.cosines, second.cosines, rtol=1e-4, atol=1e-5)
+    assert_same(gram, plain, 1e-3)
+
+
+def test_a_residual_stream_hands_its_gradient_on_block_by_block():
+    """And not to all branches before at once, where it would wait for K tasks: a piece begins at few cuts."""
+    torch.manual_seed(0)
+    net = Streams()
+    net.norms, net.layers = (
+        nn.ModuleList(make() for _ in range(8)) for make in (lambda: nn.LayerNorm(6), lambda: nn.Linear(6, 6))
+    )
+    x = torch.randn(4, 6)
+    reach = find_reach({k: [v] for k, v in net(x).items()}, list(net.parameters()))
+    engine = Engine(
+        MGDA(TASKS, mode="gram"), list(net.parameters()), reach, micro_batches=1, reduce=identity,
+        device=torch.device("cpu"), model=net,
+    )  # fmt: skip
+    engine.begin(torch.full((3,), 4.0))
+    engine.backward({k: v.square().sum() for k, v in net(x).items()})
+    pieces = engine.main.graph.pieces
+    assert max(len(piece.sources) for piece in pieces) <= 4  # at the end of the net
+    assert sum(piece.cut.outer == piece.cut.entry for piece in pieces) >= 8, "joins"

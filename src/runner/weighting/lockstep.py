@@ -1,8 +1,10 @@
 """The Gram matrix of the per-task gradients, layer by layer, without holding K×P floats.
 
-The graph is cut at every layer with shared parameters. The K backward passes then go through the cuts together, from
-the last to the first: all K gradients of a layer exist at the same time, give their inner products, and are dropped.
-Once the coefficients are known, one more backward pass over the same cuts applies them.
+The graph is cut at every layer with shared parameters, and where branches join (`runner.weighting.pieces`). The K
+backward passes then go through the cuts together, from the last to the first: all K gradients of a layer exist at the
+same time, give their inner products, and are dropped. Once the coefficients are known, one more backward pass over the
+same cuts applies them. What it takes beside a plain step is K gradients of the widest activation, which is less than
+K×P floats where layers have more parameters than the batch has activations, and more in a small convolutional net.
 
 For a linear layer the weight's gradients are not even formed where that is cheaper: with inputs A (N×I) and output
 gradients δ_k (N×O), ⟨δ_jᵀA, δ_kᵀA⟩ = Σ (δ_j δ_kᵀ) ∘ (A Aᵀ).
@@ -10,35 +12,18 @@ gradients δ_k (N×O), ⟨δ_jᵀA, δ_kᵀA⟩ = Σ (δ_j δ_kᵀ) ∘ (A Aᵀ)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from runner.errors import UserError
-from runner.weighting.cut import Cut, cut, map_tensors
+from runner.weighting.cut import cut, map_tensors
 from runner.weighting.engine import Engine, Pass
 from runner.weighting.gram_sums import GramSums, linear_gram
+from runner.weighting.pieces import Piece, Pieces
 from runner.weighting.step import add_grad, identity
-
-
-@dataclass
-class _Piece:
-    """A part of the graph that ends at a cut (or at the losses) and begins at earlier cuts and at parameters.
-
-    Attributes:
-        cut: where it ends; None for the losses.
-        sources: the cuts it begins at.
-        parameters: the engine's parameters in it.
-        linear: the layer and its input (N, I), if the piece is one linear layer.
-    """
-
-    cut: Cut | None
-    sources: list[int] = field(default_factory=list)
-    parameters: list[int] = field(default_factory=list)
-    linear: tuple[nn.Linear, Tensor] | None = None
 
 
 class GramPass(Pass):
@@ -69,17 +54,18 @@ class GramPass(Pass):
     # ---- forward --------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        self.pieces: list[_Piece] = []
+        self.pieces: list[Piece] = []
         self.starts: dict[Any, int] = {}  # node at which the graph after a cut begins → number of the cut
         self.inputs: dict[int, tuple[Tensor, int | None]] = {}
         self.reused: dict[tuple[Any, int], tuple[Tensor, int]] = {}
+        self.graph = Pieces(self.pieces, self.starts, self.index)
         self.recording = True
 
     @property
     def _listening(self) -> bool:
         return self.recording and self.engine.current is self and torch.is_grad_enabled()
 
-    def _cut(self, tensor: Tensor, piece: _Piece) -> Tensor:
+    def _cut(self, tensor: Tensor, piece: Piece) -> Tensor:
         entry, piece.cut = cut(tensor)
         self.starts[piece.cut.entry.node] = len(self.pieces)
         self.pieces.append(piece)
@@ -98,7 +84,7 @@ class GramPass(Pass):
             return None
         key = (edge.node, edge.output_nr)
         if key not in self.reused:
-            entry = self._cut(tensor, _Piece(None))
+            entry = self._cut(tensor, Piece(None))
             self.reused[key] = (entry, len(self.pieces) - 1)
         entry, number = self.reused[key]
         self.inputs[id(module)] = (tensor.detach(), number)
@@ -111,7 +97,7 @@ class GramPass(Pass):
         def change(tensor: Tensor) -> Tensor:
             if not tensor.requires_grad:
                 return tensor
-            piece = _Piece(None)
+            piece = Piece(None)
             if _is_linear(module):
                 given, source = self.inputs.pop(id(module))
                 piece.linear = (module, given)  # type: ignore[assignment]
@@ -126,10 +112,8 @@ class GramPass(Pass):
     def backward(self, partial: Mapping[int, Tensor]) -> None:
         self.recording = False
         self.losses = {k: loss for k, loss in partial.items() if loss.requires_grad}
-        for piece in self.pieces:
-            if piece.linear is None:
-                piece.sources, piece.parameters = self._walk([piece.cut.outer.node])  # type: ignore[union-attr]
-        self.top = {k: _Piece(None, *self._walk([loss.grad_fn])) for k, loss in self.losses.items()}
+        self.graph = Pieces(self.pieces, self.starts, self.index)
+        self.top = self.graph.complete({k: loss.grad_fn for k, loss in self.losses.items()})
 
     def finish(self, losses: Tensor) -> Tensor:
         engine = self.engine
@@ -156,13 +140,13 @@ class GramPass(Pass):
         engine = self.engine
         pieces = [piece.parameters for piece in [*self.pieces, *self.top.values()]]
         sums = GramSums(len(engine.tasks), [p.numel() for p in engine.parameters], engine.device, pieces)
-        wanted = self._leads_to(set(engine.reach.shared))
+        wanted = self.graph.leads_to(set(engine.reach.shared))
         pending: dict[int, dict[int, Tensor]] = {}  # cut → task → gradient
         for k, loss in self.losses.items():
             piece = self.top[k]
-            self._push(piece, loss * engine.scale, None, k, wanted, pending, sums)
+            self._push(None, piece, loss * engine.scale, None, k, wanted, pending, sums)
             sums.passed(piece.parameters)
-        for number in reversed(range(len(self.pieces))):
+        for number in reversed(self.graph.order()):
             piece, grads = self.pieces[number], pending.pop(number, {})
             if wanted[number] and grads:
                 assert piece.cut is not None
@@ -170,13 +154,14 @@ class GramPass(Pass):
                     self._push_linear(piece, grads, wanted, pending, sums)
                 else:
                     for k in list(grads):  # each is let go once it is through
-                        self._push(piece, piece.cut.outer, grads.pop(k), k, wanted, pending, sums)
+                        self._push(number, piece, piece.cut.outer, grads.pop(k), k, wanted, pending, sums)
             sums.passed(piece.parameters)
         return sums.gram
 
     def _push(
         self,
-        piece: _Piece,
+        number: int | None,
+        piece: Piece,
         output: Any,
         grad: Tensor | None,
         k: int,
@@ -190,8 +175,7 @@ class GramPass(Pass):
         inputs = self._inputs(sources, parameters)
         if not inputs:
             return
-        given = None if grad is None else [grad]
-        found = torch.autograd.grad([output], inputs, given, retain_graph=True, allow_unused=True)
+        found = self.graph.grad(number, output, inputs, grad)
         for source, part in zip(sources, found, strict=False):
             _add(pending.setdefault(source, {}), k, part)
         for i, part in zip(parameters, found[len(sources) :], strict=True):
@@ -199,7 +183,7 @@ class GramPass(Pass):
                 sums.add(i, k, part)
 
     def _push_linear(
-        self, piece: _Piece, grads: dict[int, Tensor], wanted: Sequence[bool], pending: Any, sums: GramSums
+        self, piece: Piece, grads: dict[int, Tensor], wanted: Sequence[bool], pending: Any, sums: GramSums
     ) -> None:
         """The same for a linear layer and all tasks at once; `grads` are let go on the way."""
         assert piece.linear is not None
@@ -239,67 +223,39 @@ class GramPass(Pass):
     def _apply(self, weights: Tensor, targets: set[int]) -> None:
         """Add the gradient of Σ_k w_k L_k with respect to the target parameters to `.grad`."""
         engine = self.engine
-        wanted = self._leads_to(targets)
+        wanted = self.graph.leads_to(targets)
         pending: dict[int, dict[int, Tensor]] = {}
         terms = [weights[engine.present.index(k)].detach() * loss for k, loss in self.losses.items()]
         if not terms:
             return
 
-        def through(piece: _Piece, output: Any, grad: Tensor | None) -> None:
+        def through(number: int | None, piece: Piece, output: Any, grad: Tensor | None) -> None:
             sources = [s for s in piece.sources if wanted[s]]
             parameters = [i for i in piece.parameters if i in targets]
             inputs = self._inputs(sources, parameters)
             if not inputs:
                 return
-            given = None if grad is None else [grad]
-            found = torch.autograd.grad([output], inputs, given, retain_graph=True, allow_unused=True)
+            found = self.graph.grad(number, output, inputs, grad)
             for source, part in zip(sources, found, strict=False):
                 _add(pending.setdefault(source, {}), 0, part)
             for i, part in zip(parameters, found[len(sources) :], strict=True):
                 add_grad(engine.parameters[i], part)
 
-        top = _Piece(
+        top = Piece(
             None,
             sorted({s for p in self.top.values() for s in p.sources}),
             sorted({i for p in self.top.values() for i in p.parameters}),
         )
-        through(top, torch.stack(terms).sum() * engine.scale, None)
-        for number in reversed(range(len(self.pieces))):
+        through(None, top, torch.stack(terms).sum() * engine.scale, None)
+        for number in reversed(self.graph.order()):
             grads = pending.pop(number, {})
             if grads:
-                through(self.pieces[number], self.pieces[number].cut.outer, grads[0])  # type: ignore[union-attr]
+                through(number, self.pieces[number], self.pieces[number].cut.outer, grads[0])  # type: ignore[union-attr]
 
     def _inputs(self, sources: Sequence[int], parameters: Sequence[int]) -> list[Any]:
         """What gradients are asked for: at these cuts and of these parameters."""
         entries = [self.pieces[s].cut.entry for s in sources]  # type: ignore[union-attr]
         return [*entries, *(self.engine.parameters[i] for i in parameters)]
-
-    # ---- the graph ------------------------------------------------------------------------------------------------
-
-    def _walk(self, nodes: Iterable[Any]) -> tuple[list[int], list[int]]:
-        """The cuts at which the graph above these nodes begins, and the parameters in it."""
-        sources, parameters = set(), set()
-        stack, seen = [n for n in nodes if n is not None], set()
-        while stack:
-            node = stack.pop()
-            if node in seen:
-                continue
-            seen.add(node)
-            if node in self.starts:
-                sources.add(self.starts[node])
-                continue
-            leaf = getattr(node, "variable", None)
-            if leaf is not None and id(leaf) in self.index:
-                parameters.add(self.index[id(leaf)])
-            stack.extend(parent for parent, _ in node.next_functions if parent is not None)
-        return sorted(sources), sorted(parameters)
-
-    def _leads_to(self, targets: set[int]) -> list[bool]:
-        """For each cut whether one of the parameters lies before it."""
-        leads: list[bool] = []
-        for piece in self.pieces:  # sources come before what they lead to
-            leads.append(any(i in targets for i in piece.parameters) or any(leads[s] for s in piece.sources))
-        return leads
 
 
 def _layers(model: nn.Module, shared: set[int]) -> list[nn.Module]:
