@@ -27,8 +27,7 @@ def local_checkpoint(pretrained: str, key: str = "backbone.pretrained") -> Path:
     where = f"{key}={pretrained}"
     path = Path(pretrained).expanduser()
     if not path.is_dir():
-        local = path.exists() or path.is_absolute() or pretrained.startswith((".", "~"))
-        if local or not _HUB_ID.fullmatch(pretrained):
+        if not may_be_on_hub(pretrained):
             raise UserError(
                 f"{where}: there is no such directory",
                 "give a directory with config.json and model.safetensors, a Hugging Face hub id, or null",
@@ -49,6 +48,13 @@ def local_checkpoint(pretrained: str, key: str = "backbone.pretrained") -> Path:
             "load it once where you trust it and write it again with save_pretrained()",
         )
     return path
+
+
+def may_be_on_hub(pretrained: str) -> bool:
+    """Whether it reads like a hub id rather than like a path."""
+    path = Path(pretrained).expanduser()
+    local = path.exists() or path.is_absolute() or pretrained.startswith((".", "~"))
+    return not local and _HUB_ID.fullmatch(pretrained) is not None
 
 
 def is_local(pretrained: str) -> bool:
