@@ -23,7 +23,7 @@ from runner.weighting.cut import cut, map_tensors
 from runner.weighting.engine import Engine, Pass
 from runner.weighting.gram_sums import GramSums, linear_gram
 from runner.weighting.pieces import Piece, Pieces
-from runner.weighting.step import add_grad, identity
+from runner.weighting.step import add_grad, identity, to_host
 
 
 class GramPass(Pass):
@@ -118,10 +118,10 @@ class GramPass(Pass):
     def finish(self, losses: Tensor) -> Tensor:
         engine = self.engine
         rows = torch.tensor(engine.present)
-        gram = self._gram_matrix()[rows[:, None], rows] / engine.scale**2
-        engine.solve(gram, losses)
+        gram = to_host(self._gram_matrix())[rows[:, None], rows] / engine.scale**2
+        engine.solve(gram)
         own = {self.index[id(p)] for k in self.losses for p in engine.specific(k)} | set(engine.reach.rest)
-        if engine.head_weights is engine.weights or torch.equal(engine.head_weights, engine.weights):
+        if engine.head_weights is engine.weights:
             self._apply(engine.weights, own | set(engine.reach.shared))
         else:
             self._apply(engine.weights, set(engine.reach.shared))
@@ -136,7 +136,7 @@ class GramPass(Pass):
         self.recording = False
 
     def _gram_matrix(self) -> Tensor:
-        """(K, K) float64 on the CPU, of the gradients times the loss scale."""
+        """(K, K) float64, of the gradients times the loss scale, on their device."""
         engine = self.engine
         pieces = [piece.parameters for piece in [*self.pieces, *self.top.values()]]
         sums = GramSums(len(engine.tasks), [p.numel() for p in engine.parameters], engine.device, pieces)
