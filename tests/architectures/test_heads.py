@@ -9,14 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from runner.architectures.heads.aspp import ASPPHead
 from runner.architectures.heads.deeplab import DeepLab
 from runner.architectures.heads.fcn import FCN
 from runner.architectures.heads.layers import average_bins, conv_block, normalisation
 from runner.architectures.heads.pooled import MLP
 from runner.architectures.heads.resize import upsample
 from runner.architectures.heads.upernet import UPerNet
+from runner.backbones.resnet import ResNet
 from runner.errors import UserError
-from runner.specs import FeatureSpec
+from runner.specs import FeatureSpec, InputSpec
+from runner.types import Features
 from tests.architectures.samples import SPEC, features
 
 
@@ -87,6 +90,40 @@ def test_aspp_sees_the_whole_image():
     out.backward()
     assert (given.pyramid[-1].grad[0].abs().sum(0) > 0).all()
     assert (given.pyramid[0].grad[0].abs().sum(0) > 0).sum() < 50  # fine features stay local
+
+
+def test_the_network_of_libmtl_has_its_published_size():
+    """ResNet-50 and three ASPP heads, which classification, depth and normals of NYUv2 share: 71.89 M parameters."""
+    spec = FeatureSpec((256, 512, 1024, 2048), (4, 8, 8, 8), 2048)
+    with torch.device("meta"):
+        heads = [ASPPHead(spec, channels, rates=[12, 24, 36], whole_norm=True) for channels in (13, 1, 3)]
+        trunk = ResNet(InputSpec("image", size=(288, 384)), size=50, output_stride=8)
+    total = sum(p.numel() for part in (trunk, *heads) for p in part.parameters())
+    assert round(total / 1e6, 2) == 71.89
+
+
+def test_aspp_is_what_torchvision_builds():
+    """In evaluation, against its layers one by one."""
+    torch.manual_seed(0)
+    head = ASPPHead(FeatureSpec((6, 8), (4, 8), 8), 3, channels=5, rates=[1, 2], dropout=0.3, whole_norm=True).eval()
+    for module in head.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    x = torch.randn(2, 8, 7, 9)
+
+    def unit(block, x, padding=0, dilation=1):
+        convolution, norm, _ = block
+        y = F.conv2d(x, convolution.weight, padding=padding, dilation=dilation)
+        return F.relu(F.batch_norm(y, norm.running_mean, norm.running_var, norm.weight, norm.bias))
+
+    branches = [unit(head.aspp.local[0], x)]
+    branches += [unit(head.aspp.local[1 + i], x, rate, rate) for i, rate in enumerate((1, 2))]
+    branches.append(unit(head.aspp.whole, F.adaptive_avg_pool2d(x, 1)).expand(-1, -1, 7, 9))
+    y = unit(head.decode, unit(head.aspp.project[0], torch.cat(branches, 1)), 1)
+    expected = F.interpolate(F.conv2d(y, head.out.weight, head.out.bias), scale_factor=8, mode="bilinear")
+    features = Features(size=(56, 72), pyramid=[torch.zeros(2, 6, 14, 18), x])
+    torch.testing.assert_close(head(features), expected)
 
 
 def test_deeplab_needs_two_levels():

@@ -59,6 +59,23 @@ def test_drop_path_reaches_the_blocks(make, kind):
     assert math.isclose(max(rates(0.4)), 0.4, rel_tol=1e-6)
 
 
+def test_stochastic_depth_of_a_vit_leaves_out_branches_of_examples():
+    torch.manual_seed(0)
+    net, plain = ViT(IMAGE, size="tiny", drop_path=0.6), ViT(IMAGE, size="tiny")
+    plain.load_state_dict(net.state_dict())
+    pixels = example("image", size=(32, 32))["pixels"]
+    for module in (net, plain):
+        module.eval()
+    torch.testing.assert_close(net({"pixels": pixels}).pooled, plain({"pixels": pixels}).pooled)
+
+    block = net.blocks()[-1].train()
+    change_BD = block.dropout(torch.ones(4000, 1, 64))[:, 0]
+    assert (change_BD == change_BD[:, :1]).all()  # all of an example or nothing
+    assert change_BD.unique().tolist() == pytest.approx([0.0, 2.5])
+    assert abs(change_BD.mean() - 1.0) < 0.06  # unbiased
+    assert [b.dropout[1].rate for b in net.blocks()] == pytest.approx([0.0, 0.2, 0.4, 0.6])
+
+
 @pytest.mark.parametrize("make", [ConvNext, ViT, Segformer], ids=lambda c: c.__name__)
 def test_padding_is_at_the_bottom_and_right_and_cut_off(make):
     """An image whose sides do not divide gives the top left corner of the same image padded with the mean colour."""

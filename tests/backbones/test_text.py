@@ -8,6 +8,7 @@ import torch
 from runner.backbones.gpt2 import GPT2
 from runner.backbones.roberta import Roberta
 from runner.backbones.text import pool
+from runner.errors import UserError
 from runner.specs import InputSpec
 from tests.backbones.samples import SPECS, example
 
@@ -49,3 +50,10 @@ def test_dropout_key_sets_every_dropout():
     assert {m.p for m in net.modules() if isinstance(m, torch.nn.Dropout)} == {0.25}
     config = Roberta(SPECS["text"], size="tiny").trunk.config
     assert (config.hidden_dropout_prob, config.attention_probs_dropout_prob) == (0.1, 0.1)
+
+
+def test_a_mixture_without_a_padding_token_is_told_what_lacks():
+    """It used to be told that it feeds text to a backbone that reads text."""
+    for given, lacks in (({"pad_token_id": 0}, "a vocabulary"), ({"vocab_size": 60}, "a padding token")):
+        with pytest.raises(UserError, match=f"this backbone needs {lacks}"):
+            GPT2(InputSpec("text", max_length=16, **given), size="tiny")

@@ -272,8 +272,6 @@ def test_mergekit_gradients_become_patterns(models):
         "parameters: {t: [{filter: attn, value: [0, 0.5, 1]}, {value: 0.3}]}\ndtype: bfloat16\n"
     )
     assert config["merge"]["t"] == 0.3
-    table = dict(map(tuple, config["merge"]["t_at"]))
-    assert list(table.values()) == [0.0, 0.5, 1.0]
     assert config["dtype"] == "bfloat16"
     worker.run(json.loads(json.dumps(config)))
     found, a, b = weights("out"), weights("a"), weights("b")
@@ -282,12 +280,51 @@ def test_mergekit_gradients_become_patterns(models):
     assert not torch.equal(found["layers.1.norm.weight"], b["layers.1.norm.weight"].bfloat16())
 
 
+LAYERS = (
+    "slices:\n  - sources:\n    - {model: a, layer_range: [0, 2], parameters: {weight: [0, 1], density: [1, 0.5]}}\n"
+)
+LAYERS += "    - model: b\n      layer_range: [0, 2]\n      parameters:\n        density: 0.25\n"
+LAYERS += "        weight: [{filter: attn, value: 0.5}, {value: [1, 0]}]\n"
+
+
+def test_mergekit_values_by_model_layer_and_name(models):
+    """Weight and density of its manual's first example: gradients, filters, a density per model."""
+    config = frozen(
+        f"merge_method: ties\nbase_model: base\n{LAYERS}    parameters: {{normalize: false}}\n".replace("\n", "\r\n")
+    )
+    assert config["merge"]["aggregate"] == "sum"
+    worker.run(json.loads(json.dumps(config)))
+    found, base, a, b = (weights(name) for name in ("out", "base", "a", "b"))
+    last = max(int(name.split(".")[1]) for name in base if name.startswith("layers."))
+    for name, origin in base.items():
+        layer = int(name.split(".")[1]) if name.startswith("layers.") else None
+        spot = 0.0 if "embed" in name or layer == 0 else 1.0
+        if layer not in (None, 0, 1) or not origin.is_floating_point():
+            continue  # layers that the file does not speak of
+        total = torch.zeros_like(origin)
+        kept = []
+        weight = [spot, 0.5 if "attn" in name else 1.0 - spot]
+        for values, density in ((a[name], 1.0 - 0.5 * spot), (b[name], 0.25)):
+            tau = values - origin
+            bar = tau.abs().flatten().sort(descending=True).values[max(round(density * tau.numel()), 1) - 1]
+            kept.append(torch.where(tau.abs() >= bar, tau, 0.0))
+        total = sum(w * tau for w, tau in zip(weight, kept, strict=True))
+        agrees = [tau.sign() * (1 if w >= 0 else -1) == total.sign() for w, tau in zip(weight, kept, strict=True)]
+        wanted = origin + sum(w * tau * agree for w, tau, agree in zip(weight, kept, agrees, strict=True))
+        torch.testing.assert_close(found[name], wanted, atol=1e-6, rtol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
+    assert last >= 1
+
+
 def test_what_mergekit_files_ask_for_in_vain_is_said_at_once(models, capsys):
     Path("m.yml").write_text(
         "merge_method: ties\nbase_model: base\nmystery: 1\ndtype: int8\ntokenizer_source: model:x\n"
-        "models: [{model: a, parameters: {density: 0.5}}, {model: b, parameters: {density: 0.7}}]\n"
+        "parameters: {lambda: [0.1, 1], wieght: 2}\n"
+        "models: [{model: a, parameters: {density: [0.5, 1]}}, {model: b, parametres: {density: 0.7}}]\n"
     )
     assert main(["merge", "--from", "m.yml", "out=out"]) == 2
     told = capsys.readouterr().err
-    for words in ("'mystery'", "dtype: int8", "tokenizer_source: model:x", "density that differs"):
+    for words in (
+        "'mystery'", "dtype: int8", "tokenizer_source: model:x", "lambda that depends", "density as a gradient",
+        "'wieght' is not known here", "a model: parametres",
+    ):  # fmt: skip
         assert words in told

@@ -134,6 +134,7 @@ CASES: dict[str, tuple[Callable[[], object], list[str], tuple[str, ...]]] = {
     ),
     "out exists": (lambda: put("out", model()), [*AVERAGE, "models=[a,b]", "out=out"], ("exists already",)),
     "out is a file": (lambda: Path("out").write_text("x"), [*AVERAGE, "models=[a,b]", "out=out"], ("is a file",)),
+    "one model without brackets": (lambda: 0, [*AVERAGE, "models=a", "out=out"], ("'models=[a]'",)),
     "out in an input": (lambda: 0, [*AVERAGE, "models=[a,b]", "out=a/merged"], ("lies in an input",)),
     "names": (lambda: 0, [*AVERAGE, "models=[a,b]", "names=[x]", "out=out"], ("1 names for 2 models",)),
     "names with a slash": (lambda: 0, [*AVERAGE, "models=[a]", "names=[x/y]", "out=out"], ("plain words",)),

@@ -86,6 +86,22 @@ def test_cp_then_use(runner, tmp_path):
     assert "scale: tasks" in runner("show", "weighting/pcgrad", "--config-dir", "my").out
 
 
+@pytest.mark.parametrize("folder", ["my own", "my own/weighting", "my own/weighting/"])
+def test_cp_into_the_folder_of_the_group(runner, folder):
+    answer = runner("cp", "weighting/pcgrad", folder)
+    assert Path("my own/weighting/pcgrad.yaml").is_file()
+    assert "use it: runner train --config-dir 'my own' +experiment=demo weighting=pcgrad" in answer.out
+
+
+def test_cp_says_how_the_copy_is_used(runner):
+    """Into the group's folder, too; as the option's own example has it."""
+    answer = runner("cp", "mixture/folders", "my/mixture/")
+    assert answer.out.splitlines()[0] == "copied mixture/folders to my/mixture/folders.yaml"
+    assert "runner train --config-dir my mixture=folders mixture.path=DIR" in answer.out
+    answer = runner("cp", "mixture/sentences", "my/mixture/mine.yaml")
+    assert "runner train --config-dir my mixture=mine backbone=bert" in answer.out
+
+
 def test_cp_to_a_file_with_a_new_name(runner):
     answer = runner("cp", "experiment/demo", "my/experiment/first.yaml")
     assert "runner train --config-dir my +experiment=first" in answer.out

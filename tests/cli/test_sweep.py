@@ -350,6 +350,9 @@ def test_a_comparison_trains_each_baseline_once(runner):
         given = RunDirectory(place.directory(entry)).info()["needs"]
         assert [need["tasks"] for need in given] == [["depth"], ["edge"]]
         assert all(Path(need["path"]).is_dir() and need["signature"] in signatures for need in given)
+    again = runner("train", "-m", "weighting=rlw,dwa", "tasks=[depth,edge]", "name=ok")
+    assert again.code == 0 and "2 baselines: all are there" in again.out
+    assert again.out.count("was there already") == 2 and "another process" not in again.out
 
 
 def baseline_fails(monkeypatch) -> None:

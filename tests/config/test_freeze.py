@@ -144,7 +144,9 @@ def test_plugins_are_checked_without_importing(tmp_path, monkeypatch):
     monkeypatch.setattr(build, "_allowed", ["runner"])
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "my_weightings.py").write_text(
-        "import torch_is_not_needed\nclass Mine:\n    def __init__(self, tasks, *, power: float = 1.0): ...\n"
+        "import torch_is_not_needed\nfrom runner.weighting.base import LossWeighting\n"
+        "class Mine(LossWeighting):\n    def __init__(self, tasks, *, power: float = 1.0): ...\n"
+        "class Plain:\n    def __init__(self, tasks, *, power: float = 1.0): ...\n"
     )
     own("weighting/mine.yaml", "# Mine.\n_target_: my_weightings.Mine\npower: 2\n")
     (problem,) = told("weighting=mine", config_dir="own")
@@ -152,6 +154,11 @@ def test_plugins_are_checked_without_importing(tmp_path, monkeypatch):
     assert freeze("weighting=mine", "plugins=[my_weightings]", config_dir="own")["weighting"]["power"] == 2
     (problem,) = told("weighting=mine", "plugins=[my_weightings]", "weighting.powr=2", config_dir="own")
     assert "did you mean 'weighting.power'?" in problem
+    (problem,) = told(
+        "weighting=mine", "plugins=[my_weightings]", "weighting._target_=my_weightings.Plain", config_dir="own"
+    )
+    assert "'weighting._target_' is 'my_weightings.Plain', which is no Weighting" in problem
+    assert "derive the class from runner.weighting.base.Weighting" in problem
 
 
 def test_eval_is_frozen():

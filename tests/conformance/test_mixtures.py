@@ -31,6 +31,7 @@ from tests.mixtures.archives import (
     write_celeba,
     write_cityscapes,
     write_cityscapes2,
+    write_folders,
     write_nyuv2_hub,
     write_pascal_context,
     write_taskonomy,
@@ -51,6 +52,7 @@ MINIATURES = {
     "celeba": ("celeba", lambda root: write_celeba(root, 24)),
     "cityscapes": ("cityscapes", lambda root: write_cityscapes(root, rooms(4), rooms(2, 4))),
     "cityscapes2": ("cityscapes2", lambda root: write_cityscapes2(root, rooms(4), rooms(2, 4))),
+    "folders": ("pictures", lambda root: write_folders(root, rooms(4), rooms(2, 4))),
     "nyuv2_hub": ("nyuv2_hub", lambda root: write_nyuv2_hub(root, rooms(4), rooms(2, 4))),
     "qm9": ("qm9", lambda root: write_sdf(root, 24)),
     "taskonomy": ("taskonomy", lambda root: write_taskonomy(root, rooms(8))),
@@ -58,10 +60,11 @@ MINIATURES = {
 """Options whose archive is drawn here: its folder, and what writes it."""
 
 OVERRIDES = {
+    "folders": ["mixture.tasks.segmentation.num_classes=13"],
     "qm9": ["mixture.validation=5", "mixture.test=5"],
     "taskonomy": [f"mixture.buildings.{s}=[{','.join(names)}]" for s, names in BUILDINGS.items()],
 }
-"""What a miniature has less of."""
+"""What a miniature has less of, or other."""
 
 
 @cache

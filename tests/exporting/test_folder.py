@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from runner import exporting
 from runner.backbones.hrnet import HRNetTrunk
+from runner.backbones.teacher import Teacher
 from runner.cli.main import main
 from runner.config.compose import compose
 from runner.config.freeze import finalize
@@ -25,6 +27,7 @@ from runner.launching.signals import StopFlag
 from runner.training.assemble import assemble
 from runner.training.checkpoints import load_weights
 from runner.training.loop import train
+from runner.training.wrappers.run_teacher import open_teacher
 from runner.types import Group
 from tests.support import TINY
 
@@ -130,6 +133,23 @@ def test_an_export_starts_another_run(dense, tmp_path):
     model = assemble(config, must_have_data=False).model
     held = reference(dense, averaged=True).backbone.trunk.state_dict()
     torch.testing.assert_close(dict(model.backbone.trunk.state_dict()), dict(held), rtol=0, atol=0)
+
+
+def test_an_export_teaches_as_it_was_trained(dense, tmp_path):
+    """A backbone whose settings transformers does not know gives the maps of the run, not those of `AutoModel`."""
+    run = trained(tmp_path, *TINY, "tasks=[depth]", "backbone.stem_pool=false", "mixture.train=16")
+    export(run, tmp_path / "ex", "best", None, None)
+    teacher = open_teacher(str(tmp_path / "ex"), "wrapper.teachers.depth").train()
+    assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
+    pixels = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = reference(run, averaged=False).backbone({"pixels": pixels}).pyramid
+    for found, wanted in zip(teacher.all_maps(pixels), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+    assert teacher.widths == [level.shape[1] for level in expected] and teacher.chosen(2) == [1, 3]
+    export(dense, tmp_path / "single", "best", None, None)
+    shutil.rmtree(tmp_path / "single" / "runner")
+    assert isinstance(open_teacher(str(tmp_path / "single"), "key"), Teacher)  # without the run, as transformers has it
 
 
 def test_every_task_of_a_single_task_run_gets_its_backbone(tmp_path):

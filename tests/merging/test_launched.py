@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from runner.config.compose import compose
-from runner.config.freeze import finalize
+from runner.config.freeze import finalize, finalize_eval
 from runner.config.signature import signature
 from runner.errors import UserError
 from runner.exporting.folder import export
@@ -28,6 +28,7 @@ from runner.tasks.depth import Depth
 from runner.training.checkpoints import Checkpoints, load_weights
 from runner.training.evaluate import evaluate
 from runner.training.loop import train
+from runner.training.verbs import evaluate_run
 from tests.support import TINY, weights
 
 SMALL = [
@@ -259,6 +260,11 @@ def test_a_module_evaluates_but_is_no_folder_of_weights(base, tmp_path):
     with pytest.raises(UserError, match=r"module of its own \(OutputEnsemble\)"):
         export(RunDirectory.open(run), tmp_path / "out", "best", None, None)
     assert not (tmp_path / "out").exists()
+    again = compose("eval", [f"run={run}", f"output_dir={tmp_path}", "launch.device=cpu"])
+    evaluated = RunDirectory.claim({**finalize_eval(again), "name": "merge"}, "eval", [])
+    assert evaluate_run(evaluated) == 0
+    for key in ("tasks", "parameters"):  # the parameters of all experts
+        assert result(evaluated.path)[key] == result(run)[key]
 
 
 @pytest.mark.slow

@@ -161,6 +161,15 @@ def write_cityscapes2(root: Path, train: Sequence[Picture], val: Sequence[Pictur
     return root
 
 
+def write_folders(root: Path, train: Sequence[Picture], test: Sequence[Picture]) -> Path:
+    """Images and masks in folders, as `mixture=folders` reads them."""
+    for split, pictures in (("train", train), ("test", test)):
+        for i, picture in enumerate(pictures):
+            png(root / split / "images" / f"{i}.png", picture.image)
+            png(root / split / "masks" / f"{i}.png", np.where(hole(picture), 255, picture.classes).astype(np.uint8))
+    return root
+
+
 def write_taskonomy(root: Path, pictures: Sequence[Picture], inside: str = "") -> Path:
     """One folder per domain, `inside` it maybe another one, then one per building; pictures are dealt to buildings."""
     buildings = [b for names in BUILDINGS.values() for b in names]

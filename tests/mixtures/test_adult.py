@@ -157,9 +157,8 @@ def test_a_misspelt_positive_value(small):
     data_root, sources, tasks, keys = small
     sources["people"]["labels"]["rich"]["positive"] = "> 50K"
     mixture = table(data_root, sources, tasks, **keys)
-    mixture.setup(None)
     with pytest.raises(UserError, match="no row of 'train' is '> 50K'") as caught:
-        mixture.datasets("train")
+        mixture.setup(None)
     assert "did you mean '>50K'?" in str(caught.value)
 
 

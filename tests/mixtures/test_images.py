@@ -324,9 +324,8 @@ def test_a_folder_without_splits(tmp_path):
 
 def test_a_label_outside_the_classes_names_everything(two):
     data_root, sources, tasks = two
-    mixture = opened(data_root, sources, {**tasks, "a": classes(2)})
     with pytest.raises(UserError) as caught:
-        mixture.datasets("train")
+        opened(data_root, sources, {**tasks, "a": classes(2)})
     (problem,) = caught.value.problems
     assert "data set 'a', column 'label': 2 in row 2 of 'train' is no label of task 'a'" in problem.what
     assert "the data has 3 classes: set mixture.tasks.a.num_classes=3" in problem.hint
@@ -339,14 +338,11 @@ def test_columns_that_are_not_there_or_not_images(two):
         ({"image": "img"}, "has no column 'img'"),
         ({"image": "label"}, "column 'label' holds int64, not images"),
     ):
-        mixture = opened(data_root, {"a": sources["a"] | change}, {"a": tasks["a"]})
         with pytest.raises(UserError, match=expected):
-            mixture.datasets("train")
+            opened(data_root, {"a": sources["a"] | change}, {"a": tasks["a"]})
 
 
-@pytest.mark.parametrize(
-    ("broken", "why"), [(b"not an image", "cannot identify"), (None, "there is none"), (b"", "there is none")]
-)
+@pytest.mark.parametrize(("broken", "why"), [(b"not an image", "cannot identify"), (b"", "there is none")])
 def test_an_image_that_cannot_be_read_is_named(tmp_path, broken, why):
     for split in ("train", "test"):
         write_images(tmp_path / "a" / f"{split}.parquet", [PICTURES[0], broken, PICTURES[1]], label=[0, 1, 0])
@@ -355,6 +351,13 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path, broken, why):
         list(eval_batches(dataset, batch_size=2))
     assert "data set 'a', example 1: the image of a/test/1 cannot be read" in caught.value.problems[0].what
     assert why in caught.value.problems[0].what
+
+
+def test_a_row_without_an_image_is_named_before_the_training(tmp_path):
+    for split in ("train", "test"):
+        write_images(tmp_path / "a" / f"{split}.parquet", [PICTURES[0], None, PICTURES[1]], label=[0, 1, 0])
+    with pytest.raises(UserError, match="1 of 3 images of 'train' are not there, such as the one of row 1"):
+        opened(tmp_path, {"a": {"path": "a", "labels": {"a": "label"}}}, {"a": classes(2)})
 
 
 @pytest.mark.parametrize("validation", [0, 10, 12, 1.5])

@@ -8,9 +8,12 @@ from typing import Literal
 from torch import Tensor, nn
 
 from runner.backbones.base import Backbone
+from runner.backbones.hub import local_checkpoint
 from runner.backbones.image import IMAGENET_MEAN, IMAGENET_STD, ImageBackbone
 from runner.backbones.pretrained import make_trunk
 from runner.backbones.staged import StageRun, through
+from runner.backbones.timm_checkpoints import is_timm
+from runner.backbones.timm_resnet import make_timm_trunk
 from runner.config.kinds import NonNegativeInt
 from runner.errors import UserError
 from runner.specs import FeatureSpec, InputSpec
@@ -51,7 +54,10 @@ class ResNet(ImageBackbone):
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
     ) -> None:
-        trunk = make_trunk("resnet", PRESETS, size, pretrained, settings={}, ignore=[r"^classifier\."])
+        if pretrained is not None and is_timm(directory := local_checkpoint(pretrained), pretrained):
+            trunk = make_timm_trunk(directory, pretrained, PRESETS, size)
+        else:
+            trunk = make_trunk("resnet", PRESETS, size, pretrained, settings={}, ignore=[r"^classifier\."])
         channels = tuple(trunk.config.hidden_sizes)
         strides = [min(stride, output_stride) for stride in (4, 8, 16, 32)]
         if not stem_pool:

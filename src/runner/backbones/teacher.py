@@ -99,7 +99,7 @@ class Teacher(nn.Module):
 
     def chosen(self, count: int) -> list[int]:
         """Which of its maps stand for `count` evenly spaced depths; the last is always the last."""
-        return [max(0, len(self.widths) * (i + 1) // count - 1) for i in range(count)]
+        return evenly(len(self.widths), count)
 
     @torch.no_grad()
     def all_maps(self, pixels_BCHW: Tensor) -> list[Tensor]:
@@ -133,6 +133,11 @@ class Teacher(nn.Module):
         assert self.patch is not None
         rows, columns = (side // self.patch for side in size)
         return state[:, -rows * columns :].transpose(1, 2).unflatten(2, (rows, columns))
+
+
+def evenly(depths: int, count: int) -> list[int]:
+    """`count` evenly spaced indices of so many depths; the last is the last."""
+    return [max(0, depths * (i + 1) // count - 1) for i in range(count)]
 
 
 def _resize(x_BCHW: Tensor, size: tuple[int, int]) -> Tensor:

@@ -82,8 +82,15 @@ def make_text_trunk(
         scratch: further configuration values used without a checkpoint only.
         ignore, options: as in `make_trunk`.
     """
-    if inputs.kind != "text" or inputs.vocab_size is None or inputs.pad_token_id is None:
+    if inputs.kind != "text":
         raise UserError(f"this backbone reads text, the mixture feeds it {inputs.kind}", see="runner ls backbone")
+    if inputs.vocab_size is None or inputs.pad_token_id is None:
+        lacks = "a vocabulary" if inputs.vocab_size is None else "a padding token"
+        raise UserError(
+            f"this backbone needs {lacks}, and the mixture's tokenizer says nothing of one",
+            "name another tokenizer: mixture.tokenizer=DIR; a mixture of your own says vocab_size and pad_token_id in "
+            "its setup",
+        )
     own = {"vocab_size": inputs.vocab_size, "pad_token_id": inputs.pad_token_id, **(scratch or {})}
     if positions is not None:
         own["max_position_embeddings"] = max(positions, inputs.max_length or 0)

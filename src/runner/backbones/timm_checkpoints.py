@@ -22,17 +22,42 @@ from runner.files import write_json
 log = logging.getLogger(__name__)
 
 
+def read_about(directory: Path, pretrained: str = "") -> dict[str, Any]:
+    """What config.json says.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        shown = pretrained or directory
+        raise UserError(f"backbone.pretrained={shown}: config.json cannot be read: {error}") from error
+    return config if isinstance(config, dict) else {}
+
+
+def is_timm(directory: Path, pretrained: str) -> bool:
+    """Whether a checkpoint's config.json is one of timm's."""
+    about = read_about(directory, pretrained)
+    return "model_type" not in about and isinstance(about.get("architecture"), str)
+
+
+def refuse_strange(names: Sequence[str], pretrained: str, plain: str) -> None:
+    """Raise UserError for tensors that a plain network of the family does not have: it would compute otherwise."""
+    if names:
+        raise UserError(
+            f"backbone.pretrained={pretrained} computes otherwise than {plain}: it holds {_some(names)}",
+            "variants (other norms, stems, poolings, distilled tokens) are not read",
+        )
+
+
 def read_architecture(directory: Path, pretrained: str, family: str) -> str:
     """The architecture that config.json names, such as "hrnet_w48".
 
     Raises:
         UserError: config.json cannot be read, or names none of this family.
     """
-    try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"backbone.pretrained={pretrained}: config.json cannot be read: {error}") from error
-    config = config if isinstance(config, dict) else {}
+    config = read_about(directory, pretrained)
     found = config.get("architecture") or config.get("model_type")
     if not isinstance(config.get("architecture"), str) or not found.startswith(f"{family}_"):
         raise UserError(
@@ -55,13 +80,30 @@ def load_weights(module: nn.Module, directory: Path, pretrained: str, ignore: Se
     Raises:
         UserError: files are damaged, tensors missing or of another shape.
     """
+    fill(module, read_tensors(directory, pretrained), pretrained, ignore)
+
+
+def read_tensors(directory: Path, pretrained: str) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, in single precision.
+
+    Raises:
+        UserError: files are damaged.
+    """
     try:
-        found = _read(directory)
+        return _read(directory)
     except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
         first = (str(error).strip().splitlines() or ["no message"])[0]
         raise UserError(
             f"backbone.pretrained={pretrained} cannot be loaded: {type(error).__name__}: {first}"
         ) from error
+
+
+def fill(module: nn.Module, found: Mapping[str, Tensor], pretrained: str, ignore: Sequence[str]) -> None:
+    """Give a module these tensors, and account for every one of them; see `load_weights`.
+
+    Raises:
+        UserError: tensors are missing or of another shape.
+    """
     own = module.state_dict()
     problems = []
     if wrong := sorted(k for k in own.keys() & found.keys() if own[k].shape != found[k].shape):

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from runner.backbones.hub import local_checkpoint
 from runner.backbones.plain import PlainTransformer
-from runner.backbones.pretrained import attention_choice, make_trunk
+from runner.backbones.pretrained import attention_choice, checked_drop_path, make_trunk
 from runner.backbones.resnet import group_norm
+from runner.backbones.timm_checkpoints import is_timm
+from runner.backbones.timm_vit import make_timm_trunk
 from runner.config.kinds import Fraction, NonNegativeInt
 from runner.errors import UserError
 from runner.specs import InputSpec
@@ -43,6 +48,8 @@ class ViT(PlainTransformer):
     Layer groups: embeddings, then one per block.
 
     Args:
+        drop_path: chance of leaving a residual branch of the last block out for an example; it rises from 0 in the
+            first one, evenly (Huang et al. 2016, arXiv 1603.09382).
         stem: "patch" cuts the image into patches; "conv" replaces that by 3×3 convolutions of stride 2 with GroupNorm
             and one 1×1 convolution (Xiao et al. 2021, arXiv 2106.14881), from scratch only.
     """
@@ -62,6 +69,7 @@ class ViT(PlainTransformer):
         pyramid: Literal["taps", "last"] = "taps",
         pooling: Literal["first", "mean"] = "first",
         dropout: Fraction | None = None,
+        drop_path: Fraction | None = None,
         attention: Literal["auto", "eager", "sdpa"] = "auto",
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.5, 0.5, 0.5),
@@ -71,25 +79,17 @@ class ViT(PlainTransformer):
                 "backbone.stem=conv replaces the patches that a checkpoint's weights were trained with",
                 "set backbone.stem=patch, or backbone.pretrained=null",
             )
-        trunk = make_trunk(
-            "vit",
-            PRESETS,
-            size,
-            pretrained,
-            settings={
-                "hidden_dropout_prob": dropout,
-                "attention_probs_dropout_prob": dropout,
-                "attn_implementation": attention_choice(attention),
-            },
-            ignore=[r"^classifier\.", r"^decoder\.", r"pooler\.", r"mask_token$"],
-            add_pooling_layer=False,
-        )
+        trunk = _make_trunk(size, pretrained, dropout, attention_choice(attention))
         patch = trunk.config.patch_size
         if not isinstance(patch, int) or patch % 4:
             raise UserError(f"backbone.pretrained={pretrained} has patches of {patch}; multiples of 4 give a pyramid")
         if stem == "conv":
             trunk.embeddings.patch_embeddings.projection = ConvStem(trunk.config.hidden_size, patch)
         super().__init__(inputs, trunk, patch, pyramid, pooling, mean, std)
+        if rate := checked_drop_path(drop_path):
+            last = max(1, len(self.blocks()) - 1)
+            for index, block in enumerate(self.blocks()):  # the module through which both branches of a block go
+                block.dropout = nn.Sequential(block.dropout, StochasticDepth(rate * index / last))
         self.finish(frozen, gradient_checkpointing)
 
     def blocks(self) -> list[nn.Module]:
@@ -106,6 +106,38 @@ class ViT(PlainTransformer):
     def encode(self, x_BCHW: Tensor, all_blocks: bool) -> tuple[Tensor, Sequence[Tensor]]:
         output = self.trunk(x_BCHW, interpolate_pos_encoding=True, output_hidden_states=all_blocks)
         return output.last_hidden_state, output.hidden_states or ()
+
+
+def _make_trunk(
+    size: str | None, pretrained: str | None, dropout: float | None, attention: str | None
+) -> PreTrainedModel:
+    settings = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    if pretrained is not None and is_timm(directory := local_checkpoint(pretrained), pretrained):
+        arguments = {"add_pooling_layer": False} | ({"attn_implementation": attention} if attention else {})
+        return make_timm_trunk(directory, pretrained, PRESETS, size, settings, arguments)
+    return make_trunk(
+        "vit",
+        PRESETS,
+        size,
+        pretrained,
+        settings=settings | {"attn_implementation": attention},
+        ignore=[r"^classifier\.", r"^decoder\.", r"pooler\.", r"mask_token$"],
+        add_pooling_layer=False,
+    )
+
+
+class StochasticDepth(nn.Module):
+    """Leaves whole residual branches out for single examples while training; those that stay are scaled up."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0.0:
+            return x
+        kept = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device) >= self.rate
+        return x * (kept / (1.0 - self.rate)).to(x.dtype)
 
 
 class ConvStem(nn.Module):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +17,8 @@ HELP = """\
 usage: runner cp GROUP/OPTION DEST
 
 Copies an option so that you can change it. DEST is your own config folder, and the copy lands in
-DEST/GROUP/OPTION.yaml; or it is a file, DIR/GROUP/NAME.yaml. Nothing is overwritten.
+DEST/GROUP/OPTION.yaml (DEST may end in GROUP); or it is a file, DIR/GROUP/NAME.yaml.
+Nothing is overwritten.
 Use the folder with --config-dir; an option of yours hides a shipped one of the same name.
 
 examples:
@@ -37,8 +40,8 @@ def run(arguments: Sequence[str]) -> int:
             raise UserError(what, f"did you mean 'runner cp {option.key} {fitting}'?", "runner cp --help")
         folder, name = target.parent.parent, target.stem
     else:
-        folder, name = target, option.name
-        target = target / option.group / f"{option.name}.yaml"
+        folder, name = target.parent if target.name == option.group else target, option.name
+        target = folder / option.group / f"{option.name}.yaml"
     if target.exists():
         raise UserError(f"'{target}' exists already", "nothing was copied; choose another name or move the file away")
     try:
@@ -48,6 +51,10 @@ def run(arguments: Sequence[str]) -> int:
     except OSError as error:
         raise UserError(f"'{target}' cannot be written: {os.strerror(error.errno or 0)}") from error
     choice = f"+experiment={name}" if option.group == "experiment" else f"+experiment=demo {option.group}={name}"
+    given = str(option.notes.get("run", ""))
+    chosen = re.compile(rf"(?<![\w/]){option.group}={re.escape(option.name)}(?=\s|$)")
+    if given.startswith("runner train ") and chosen.search(given):
+        choice = chosen.sub(lambda _: f"{option.group}={name}", given.removeprefix("runner train "))
     print(f"copied {option.key} to {target}")
-    print(f"  use it: runner train --config-dir {folder} {choice}")
+    print(f"  use it: runner train --config-dir {shlex.quote(str(folder))} {choice}")
     return EXIT_DONE

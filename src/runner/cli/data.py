@@ -126,10 +126,10 @@ def _verify(name: str, overrides: Sequence[str], root: str, flags: Mapping[str, 
     if "--json" in flags:
         print(json.dumps(as_json(report), indent=2, ensure_ascii=False))
         return EXIT_FAILED if report.problems else EXIT_DONE
-    return _say(name, report)
+    return _say(name, report, flags.get("--config-dir"))
 
 
-def _say(name: str, report: object) -> int:
+def _say(name: str, report: object, folder: str | None) -> int:
     """Print what was seen; 1 where something is wrong."""
     from runner.cli.main import print_problems
     from runner.mixtures.obtain.verify import Report, rows
@@ -144,7 +144,8 @@ def _say(name: str, report: object) -> int:
         print_problems(report.problems)
         return EXIT_FAILED
     print(f"'{name}' is right")
-    print(f"  train on it: runner train mixture={name} --dry-run")
+    own = f"--config-dir {folder} " if folder else ""
+    print(f"  train on it: runner train {own}mixture={name} --dry-run")
     return EXIT_DONE
 
 
@@ -162,7 +163,7 @@ def _prepare(name: str, overrides: Sequence[str], root: str, usual: str, flags: 
         if missing:
             raise UserError(missing)
         print(f"'{name}' is there, and is read as it is: there is nothing to prepare")
-        return _say(name, verify(mixture, SAMPLE, Progress()))
+        return _say(name, verify(mixture, SAMPLE, Progress()), flags.get("--config-dir"))
     target = Path(root).expanduser() / mixture.folder
     progress = Progress()
     elsewhere = open_mixture(config, usual) if mixture.located is None else mixture
@@ -185,7 +186,7 @@ def _prepare(name: str, overrides: Sequence[str], root: str, usual: str, flags: 
         mixture = open_mixture(config, root)
     report = verify(mixture, None if "--all" in flags else SAMPLE, progress)
     progress.end()
-    return _say(name, report)
+    return _say(name, report, flags.get("--config-dir"))
 
 
 class Progress:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from runner.cli.hydra_value import hydra_value
+from runner.cli.mergekit_values import by_tensor, is_gradient, layers_of, one, sound
 from runner.errors import Problem, UserError, suggest
 
 Content = Mapping[str, Any]
@@ -38,10 +39,18 @@ METHODS = {
 NORMALIZED = {"linear", "ties", "della"}
 """Methods whose `normalize` is true by default there."""
 
+PARAMETERS = {
+    "weight", "density", "gamma", "epsilon", "lambda", "normalize", "rescale", "t", "select_topk", "nuslerp_flatten",
+    "nuslerp_row_wise", "max_iter", "tol",
+    "int8_mask", "eps",  # how it computes, not what
+}  # fmt: skip
+"""What may stand under `parameters`; as there, a method takes no notice of those that it does not read."""
+
 KNOWN = {
     "merge_method", "models", "slices", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source",
     "tokenizer", "name", "chat_template",
 }  # fmt: skip
+IN_SLICE, IN_MODEL = {"sources", "parameters", "base_model"}, {"model", "parameters", "layer_range"}
 
 
 def overrides_from(path: str) -> list[str]:
@@ -85,7 +94,7 @@ class _Reader:
             if key not in KNOWN:
                 self._unsupported(key)
         self.base = _name(self.content.get("base_model"))
-        self.parameters = self.content.get("parameters") or {}
+        self.levels: list[Content] = [self._parameters(self.content, "parameters")]  # the first that has a value counts
         if method == "passthrough":
             self._stack()
         else:
@@ -110,7 +119,14 @@ class _Reader:
             if len(sources) != 1 or any(s.get("layer_range", [0])[0] != 0 for s in sources[0]):
                 self._unsupported("slices of several layer ranges with a merge_method other than passthrough")
                 return []
+            for source in sources[0]:
+                whole, span = layers_of(_name(source.get("model"))), source.get("layer_range")
+                if span and whole and span[1] != whole:
+                    self._unsupported(f"layer_range {span} of a model with {whole} layers: a part of them")
             entries = sources[0]
+            self._only(slices[0], IN_SLICE, "slices")
+            self.levels.insert(0, self._parameters(slices[0], "slices: parameters"))
+            self.base = _name(slices[0].get("base_model")) or self.base
         else:
             entries = self.content.get("models") or []
         found = []
@@ -119,9 +135,26 @@ class _Reader:
             if name is None:
                 self.problems.append(Problem(f"--from: {self.path}: a model without a name: {entry}"))
                 continue
-            found.append({"model": name, "parameters": entry.get("parameters") or {}})
+            self._only(entry, IN_MODEL, "a model")
+            found.append({"model": name, "parameters": self._parameters(entry, f"parameters of {name}")})
         if not found:
             self.problems.append(Problem(f"--from: {self.path} names no models", "models: [{model: DIR}, …]"))
+        return found
+
+    def _only(self, given: Content, known: set[str], where: str) -> None:
+        for key in given:
+            if key not in known:
+                self._unsupported(f"{where}: {key}")
+
+    def _parameters(self, given: Content, where: str) -> Content:
+        found = given.get("parameters") or {}
+        if not isinstance(found, dict):
+            self._unsupported(where)
+            return {}
+        for key in found:
+            if key not in PARAMETERS:
+                hint = suggest(str(key), PARAMETERS, limit=20)
+                self.problems.append(Problem(f"--from: {self.path}: {where}: '{key}' is not known here", hint))
         return found
 
     def _method(self, method: str) -> None:
@@ -141,21 +174,23 @@ class _Reader:
         if method in ("task_arithmetic", "dare_linear", "breadcrumbs", "della_linear", "dare_ties", "ties", "della",
                       "breadcrumbs_ties"):  # fmt: skip
             keys["merge.scale"] = scale
-        density = self._even("density", None)
         if method == "ties":
             keys["merge.scope"] = "tensor"  # as there
-            keys["merge.density"] = 1.0 if density is None else density
+            rows, table = self._by_tensor("density", 1.0)
+            keys["merge.density"] = one(rows)
+            if table:
+                keys["merge.density_at"] = {pattern: one(values) for pattern, values in table.items()}
         elif method.startswith("dare"):
-            keys["merge.pre.drop.rate"] = round(1.0 - (1.0 if density is None else density), 9)
+            keys["merge.pre.drop.rate"] = one([round(1.0 - d, 9) for d in self._each("density", 1.0)])
             keys["merge.pre.drop.rescale"] = bool(self._global("rescale", True))
         elif method.startswith("della"):
-            keys["merge.pre.drop.density"] = 1.0 if density is None else density
-            keys["merge.pre.drop.spread"] = 2 * self._even("epsilon", 0.15)
+            keys["merge.pre.drop.density"] = one(self._each("density", 1.0))
+            keys["merge.pre.drop.spread"] = one([2 * e for e in self._each("epsilon", 0.15)])
             keys["merge.pre.drop.rescale"] = bool(self._global("rescale", True))
         elif method.startswith("breadcrumbs"):
-            gamma = self._even("gamma", 0.01)
-            keys["merge.pre.mask.largest"] = gamma
-            keys["merge.pre.mask.smallest"] = round(max(0.0, 1.0 - (1.0 if density is None else density) - gamma), 9)
+            gammas, densities = self._each("gamma", 0.01), self._each("density", 1.0)
+            smallest = [round(max(0.0, 1.0 - d - g), 9) for d, g in zip(densities, gammas, strict=True)]
+            keys["merge.pre.mask.largest"], keys["merge.pre.mask.smallest"] = one(gammas), one(smallest)
         elif method == "slerp":
             self._slerp()
         elif method == "nuslerp":
@@ -172,58 +207,50 @@ class _Reader:
 
     def _weights(self) -> None:
         """Weights of the models; those that depend on a tensor's name become factors of patterns."""
-        rows = [m["parameters"].get("weight", self.parameters.get("weight", 1.0)) for m in self.experts]
-        if all(isinstance(r, int | float) for r in rows):
-            self.keys["merge.weights"] = [float(r) for r in rows]
+        rows, table = self._by_tensor("weight", 1.0)
+        if not table:
+            self.keys["merge.weights"] = rows
             return
-        patterns: list[str] = []
-        for row in rows:
-            for rule in row if isinstance(row, list) and row and isinstance(row[0], dict) else []:
-                if rule.get("filter") and rule["filter"] not in patterns:
-                    patterns.append(rule["filter"])
-        layers: dict[str, list[float]] = {}
-        for pattern in [*patterns, None]:
-            values = [_filtered(row, pattern) for row in rows]
-            if any(isinstance(v, list) for v in values):
-                self._unsupported("weight as a gradient over layers")
-                return
-            layers[f"re:{_escape(pattern)}" if pattern else "*"] = [float(v) for v in values]
         self.keys["merge.weights"] = [1.0] * len(rows)
-        self.keys["merge.layers"] = layers
+        self.keys["merge.layers"] = {**table, "*": rows}
 
     def _slerp(self) -> None:
-        t = self.parameters.get("t", 0.5)
-        if isinstance(t, int | float):
-            self.keys["merge.t"] = float(t)
-            return
-        if not isinstance(t, list):
-            self._unsupported(f"t: {t}")
-            return
-        rules = t if t and isinstance(t[0], dict) else [{"value": t}]
-        table: dict[str, float] = {}
-        count = self._layer_count()
-        for rule in rules:
-            value, pattern = rule.get("value"), rule.get("filter")
-            words = rf".*{_escape(pattern)}" if pattern else ""
-            if isinstance(value, int | float):
-                table[f"re:{words}" if pattern else "*"] = float(value)
-            elif isinstance(value, list) and count:
-                for layer in range(count):
-                    table[rf"re:\.{layer}\.{words}"] = _gradient(value, layer, count)
-                if not pattern:
-                    table["*"] = float(value[0])
-            else:
-                self._unsupported("t as a gradient over layers without layer_range")
-        if "*" in table:
-            self.keys["merge.t"] = table.pop("*")
-        self.keys["merge.t_at"] = table
+        rows, table = self._by_tensor("t", 0.5, per_model=False)
+        self.keys["merge.t"] = rows[0]
+        if table:
+            self.keys["merge.t_at"] = {pattern: values[0] for pattern, values in table.items()}
+
+    def _by_tensor(
+        self, name: str, default: float, per_model: bool = True
+    ) -> tuple[list[float], dict[str, list[float]]]:
+        """A parameter that may depend on model, layer and name.
+
+        Returns:
+            Its values for tensors that no pattern names, one per model, and pattern → values for the others, of which
+            the first that fits counts.
+        """
+        own = [[m["parameters"]] for m in self.experts] if per_model else [[]]
+        rows = [[level[name] for level in [*mine, *self.levels] if name in level] + [default] for mine in own]
+        settings = [setting for row in rows for setting in row]
+        for setting in settings:
+            if not sound(setting):
+                self._unsupported(f"{name}: {setting}")
+                return [default] * len(rows), {}
+        count = self._layer_count() if any(map(is_gradient, settings)) else 0
+        if count == 0 and any(map(is_gradient, settings)):
+            self._unsupported(f"{name} as a gradient over layers, where neither layer_range nor a config.json says")
+            return [default] * len(rows), {}
+        return by_tensor(rows, count)
 
     def _layer_count(self) -> int:
-        """How many layers there are, where the file says so."""
+        """How many layers there are, where the file or the models say so."""
         for part in self.content.get("slices") or []:
             for source in part.get("sources") or []:
                 if "layer_range" in source:
                     return int(source["layer_range"][1])
+        for model in (self.base, *(m["model"] for m in self.experts)):
+            if count := layers_of(model):
+                return count
         return 0
 
     def _stack(self) -> None:
@@ -242,19 +269,18 @@ class _Reader:
         self.keys["merge.slices"] = [{"model": models.index(str(m)), "layers": span} for m, span in slices]
 
     def _global(self, name: str, default: Any) -> Any:
-        value = self.parameters.get(name, default)
+        value = next((level[name] for level in self.levels if name in level), default)
         if isinstance(value, list | dict):
             self._unsupported(f"{name} that depends on the tensor")
             return default
         return value
 
-    def _even(self, name: str, default: float | None) -> Any:
-        """A parameter that models may set, and that must be the same for all here."""
-        values = [m["parameters"].get(name, self.parameters.get(name, default)) for m in self.experts]
-        if any(isinstance(v, list | dict) for v in values) or len(set(values)) > 1:
-            self._unsupported(f"{name} that differs between models or tensors")
-            return default
-        return values[0] if values else default
+    def _each(self, name: str, default: float) -> list[float]:
+        """A parameter that models may set, and that is the same for all tensors here."""
+        rows, table = self._by_tensor(name, default)
+        if table:
+            self._unsupported(f"{name} that depends on the tensor")
+        return rows
 
     def _rest(self) -> None:
         kinds = {"float32": "float32", "bfloat16": "bfloat16", "float16": "float16", None: None}
@@ -282,28 +308,3 @@ def _name(model: Any) -> str | None:
     while isinstance(model, dict):
         model = model.get("model", model.get("path"))
     return str(model) if model is not None else None
-
-
-def _filtered(row: Any, pattern: str | None) -> Any:
-    """What one model's parameter is for a filter; without one, for everything else."""
-    if not isinstance(row, list):
-        return row
-    if not row or not isinstance(row[0], dict):
-        return row
-    for rule in row:
-        if rule.get("filter") in (pattern, None):
-            return rule.get("value")
-    return 0.0
-
-
-def _gradient(values: Sequence[float], layer: int, count: int) -> float:
-    """A value for one layer out of a list that is spread evenly over all of them."""
-    if len(values) == 1 or count == 1:
-        return float(values[0])
-    place = layer / (count - 1) * (len(values) - 1)
-    low = min(int(place), len(values) - 2)
-    return float(values[low] + (place - low) * (values[low + 1] - values[low]))
-
-
-def _escape(pattern: Any) -> str:
-    return str(pattern).replace(".", r"\.")

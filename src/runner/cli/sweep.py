@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -206,9 +207,8 @@ def _tell_needs(wanted: Sequence[Any]) -> None:
     from runner.launching.needs import find
 
     missing = [job for job in wanted if find(job.need) is None]
-    roles = ", ".join(
-        f"{sum(j.need.role == role for j in wanted)} {role}s" for role in dict.fromkeys(j.need.role for j in wanted)
-    )
+    counts = Counter(job.need.role for job in wanted)
+    roles = ", ".join(f"{count} {role}{'' if count == 1 else 's'}" for role, count in counts.items())
     print(f"  needed    {roles}: {f'{len(missing)} to train first' if missing else 'all are there'}")
 
 

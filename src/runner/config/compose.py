@@ -38,6 +38,7 @@ from runner.config.overrides import (
     sweep_problem,
     sweep_values,
 )
+from runner.config.remembered import remember_files
 from runner.errors import Problem, UserError, suggest
 
 ADDED = ("experiment", "sweep")
@@ -86,7 +87,9 @@ def loader(folders: Sequence[Path], job: str) -> Iterator[ConfigLoader]:
         search.prepend("runner", f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
     GlobalHydra.instance().clear()  # a configuration may need that of another experiment while it is composed
     try:
-        yield Hydra.create_main_hydra2(job, search).config_loader
+        configs = Hydra.create_main_hydra2(job, search).config_loader
+        remember_files(configs)
+        yield configs
     finally:
         GlobalHydra.instance().hydra = before
         HydraConfig.instance().cfg = config_before

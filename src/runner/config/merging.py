@@ -96,7 +96,8 @@ def _exists(path: str, key: str, report: Report) -> None:
 def _out(config: dict[str, Any], report: Report) -> None:
     config["out"] = _absolute(config["out"])
     out = Path(config["out"])
-    inputs = [Path(p).resolve() for p in [*(config.get("models") or []), *([config["base"]] if config["base"] else [])]]
+    models = config["models"] if isinstance(config.get("models"), list) else []
+    inputs = [Path(p).resolve() for p in [*models, *([config["base"]] if config["base"] else [])]]
     if any(out.resolve() == place or place in out.resolve().parents for place in inputs):
         report.add("out", f"'out={out}' lies in an input", "give a folder of its own")
     elif out.is_file():

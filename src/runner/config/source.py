@@ -164,6 +164,31 @@ def bases(module: Module, node: ast.ClassDef) -> Iterator[tuple[Module, ast.Clas
                 queue.append((found[0], found[1]))
 
 
+def derives(target: str, base: str) -> bool:
+    """Whether a class has `base` among its ancestors, as far as can be seen: True where one of them cannot be read.
+
+    Args:
+        target, base: dotted paths of classes.
+
+    Raises:
+        UserError: as `define` does.
+    """
+    module, node = define(target)
+    if not isinstance(node, ast.ClassDef):
+        return True  # a function may return anything
+    wanted = define(base)[1]
+    for where, cls in bases(module, node):
+        if cls is wanted:
+            return True
+        for parent in cls.bases:
+            written = ast.unparse(parent.value if isinstance(parent, ast.Subscript) else parent)
+            plain = written.rpartition(".")[2] in ("object", "ABC", "Module", "Generic", "Protocol")
+            found = lookup(where, written)
+            if not plain and (found is None or not isinstance(found[1], ast.ClassDef)):
+                return True
+    return False
+
+
 @cache
 def constant(target: str, name: str) -> Any:
     """A class constant written as a literal, such as `input_kind = "image"`; None where there is none."""

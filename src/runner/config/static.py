@@ -13,6 +13,7 @@ from runner.config import schema
 from runner.config.annotations import Kind
 from runner.config.build import allowed_packages, is_allowed
 from runner.config.keys import Key, schema_keys, signature
+from runner.config.source import derives
 from runner.errors import Problem, UserError, suggest
 
 MISSING = "???"
@@ -48,6 +49,18 @@ class Report:
     def sound(self, path: str) -> bool:
         """Whether nothing is wrong with a key, above it or below it."""
         return not any(bad == path or bad.startswith(f"{path}.") or path.startswith(f"{bad}.") for bad, _ in self.found)
+
+
+BASES = {
+    "weighting": "runner.weighting.base.Weighting",
+    "wrapper": "runner.training.wrappers.base.Wrapper",
+    "architecture": "runner.architectures.base.Architecture",
+    "backbone": "runner.backbones.base.Backbone",
+    "mixture": "runner.mixtures.base.Mixture",
+    "mixture.tasks.*": "runner.tasks.base.Task",
+    "merge": "runner.merging.base.Merge",
+}
+"""Section → what its component must be derived from."""
 
 
 def check_value(path: str, value: Any, kind: Kind, report: Report) -> None:
@@ -118,6 +131,12 @@ def check_component(path: str, config: Any, report: Report, optional: bool = Fal
     except UserError as error:
         for problem in error.problems:
             report.add(f"{path}._target_", f"'{path}._target_' is '{target}': {problem.what}", problem.hint)
+        return
+    first, _, last = path.rpartition(".")
+    base = BASES.get("mixture.tasks.*" if first == "mixture.tasks" and last else path)
+    if base is not None and not derives(target, base):
+        what = f"'{path}._target_' is '{target}', which is no {base.rpartition('.')[2]}"
+        report.add(f"{path}._target_", what, f"derive the class from {base}")
         return
     given = {str(k): v for k, v in config.items() if k != "_target_"}
     check_keys(path, given, keys, report)

@@ -101,10 +101,10 @@ def _write(name: str, backbone: Backbone, inputs: InputSpec, folder: Path, place
     with quiet():
         trunk.save_pretrained(folder / place, state_dict=state)
     found.difference = _difference(trunk, inputs, folder, found)
-    if not found.difference <= TOLERANCE:
+    if found.difference is None or not found.difference <= TOLERANCE:
         found.problem = (
             f"the backbone's settings change how a {type(trunk).__name__} computes: from the same weights "
-            f"transformers gives features that differ by {found.difference:.2g} of the largest"
+            f"transformers gives {_how_far(found.difference)}"
         )
     return found
 
@@ -128,9 +128,15 @@ def _write_hrnet(name: str, trunk: HRNetTrunk, folder: Path, place: str) -> Trun
     if not found.difference <= TOLERANCE:
         found.problem = (
             f"the backbone's settings change how a {trunk.architecture} computes: from the same weights timm gives "
-            f"features that differ by {found.difference:.2g} of the largest"
+            f"{_how_far(found.difference)}"
         )
     return found
+
+
+def _how_far(difference: float | None) -> str:
+    if difference is None:
+        return "features of another size"
+    return f"features that differ by {difference:.2g} of the largest"
 
 
 def _made_by(auto: Any, trunk: PreTrainedModel) -> bool:
@@ -176,14 +182,14 @@ def load_trunk(folder: Path, found: Trunk) -> PreTrainedModel:
         ).eval()
 
 
-def _difference(trunk: PreTrainedModel, inputs: InputSpec, folder: Path, found: Trunk) -> float:
-    """Largest difference between the two on made-up inputs, as a part of the largest output."""
+def _difference(trunk: PreTrainedModel, inputs: InputSpec, folder: Path, found: Trunk) -> float | None:
+    """Largest difference between the two on made-up inputs, as a part of the largest output; None: other shapes."""
     probe = _probe(trunk, inputs)
     loaded = load_trunk(folder, found)
     with _evaluating(trunk), torch.inference_mode():
         ours, theirs = (m(**probe).last_hidden_state for m in (trunk, loaded))
     if ours.shape != theirs.shape:
-        return float("inf")
+        return None
     return float((ours - theirs).abs().max() / ours.abs().max().clamp(min=1e-12))
 
 

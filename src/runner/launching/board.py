@@ -55,7 +55,9 @@ class LineBoard:
         took = f" in {duration(job.ended_at - job.started)}" if job.started is not None and job.ended_at else ""
         if job.state == "COMPLETED":
             shown = headline(job.path) or self.words(job)
-            what = "was completed by another process" if job.skipped else f"completed{took}"
+            what = f"completed{took}"
+            if job.skipped:
+                what = "was completed by another process" if id(job) in self._elsewhere else "was there already"
             self.text(f"{job.label} {what} ({self._done} of {self._total}){_colon(shown)}")
         else:
             self.text(f"{job.label} {job.state.lower()}{took}{_colon(job.message)}")

@@ -126,6 +126,9 @@ class Merge(ABC):
             found.append(Problem(f"{kind} takes {self.experts_max} experts at most, not {count}"))
         if self.pre and not has_base:
             found.append(Problem("merge.pre changes task vectors and needs the base", "give it: base=DIR"))
+        for transform in self.pre:
+            if isinstance(transform, Transform):
+                found += transform.check(count)
         if self.weights is not None and len(self.weights) != count:
             what = f"merge.weights has {len(self.weights)} values for {count} experts ({', '.join(experts)})"
             found.append(Problem(what, "give one per expert, in the order of models"))
@@ -201,7 +204,10 @@ class TaskVectorMerge(Merge):
         found = super().check(experts, has_base)
         for transform in self.post:
             assert isinstance(transform, Transform)
-            if type(transform).survey is not Transform.survey:
+            if transform.check(-1):
+                what = f"merge.post: {type(transform).__name__} changes one merged task vector"
+                found.append(Problem(what, "give it one number, not a list"))
+            elif type(transform).survey is not Transform.survey:
                 what = f"merge.post: {type(transform).__name__} must see the whole merged task vector first"
                 found.append(Problem(what, "use it in merge.pre"))
         return found

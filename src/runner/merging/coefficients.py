@@ -20,9 +20,12 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Whether a tensor's name fits: a glob over the whole name (`*.attn.*`), or `re:` and an expression found in it."""
-    if pattern.startswith("re:"):
-        return _compiled(pattern[3:]).search(name) is not None
+    """Whether a tensor's name fits: a glob over the whole name (`*.attn.*`), or `re:` and an expression found in it.
+
+    With `re?:` it is no mistake if the expression fits no tensor at all.
+    """
+    if pattern.startswith(("re:", "re?:")):
+        return _compiled(pattern.partition(":")[2]).search(name) is not None
     return fnmatchcase(name, pattern)
 
 
@@ -35,9 +38,9 @@ def table(given: Mapping[str, Any] | Sequence[Any], where: str) -> dict[str, Any
     else:
         raise UserError(f"{where} must map patterns to numbers", f"such as '{where}={{*.attn.*: 0.5}}'")
     for pattern in found:
-        if pattern.startswith("re:"):
+        if pattern.startswith(("re:", "re?:")):
             try:
-                re.compile(pattern[3:])
+                re.compile(pattern.partition(":")[2])
             except re.error as error:
                 raise UserError(f"{where}: '{pattern}' is no regular expression: {error}") from error
     return found

@@ -9,6 +9,7 @@ from pathlib import Path
 from runner.errors import Problem, UserError
 from runner.merging.adapters import CONFIG, AdapterSource, FactorSource
 from runner.merging.disk import SafetensorsSource, some
+from runner.merging.prefixes import aligned
 from runner.merging.sources import Models, Source
 from runner.merging.torch_files import TorchSource
 
@@ -46,7 +47,8 @@ def open_models(paths: Sequence[str], base: str | None, names: Sequence[str] | N
             problems += error.problems
     if problems:
         raise UserError(list(dict.fromkeys(problems)))
-    return Models(experts, opened)
+    origin = opened or next(iter(experts.values()))
+    return Models({label: aligned(source, origin) for label, source in experts.items()}, opened)
 
 
 def open_adapters(paths: Sequence[str], base: str | None, names: Sequence[str] | None = None) -> Models:

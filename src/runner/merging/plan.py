@@ -87,7 +87,7 @@ def make_plan(merge: Merge, models: Models, settings: Settings) -> Plan:
     arranged = isinstance(merge, Arrangement)  # checked with the models it was arranged from
     problems = [] if arranged else list(merge.check(models.names, models.base is not None))
     origin: Source = models.base or next(iter(models.experts.values()))
-    plan = Plan(models)
+    plan = Plan(models, notes=[source.note for source in models.experts.values() if source.note])
     others = {label: s for label, s in models.experts.items() if s is not origin}
     missing: dict[str, list[str]] = {}
     shapes: list[Problem] = []
@@ -128,7 +128,7 @@ def make_plan(merge: Merge, models: Models, settings: Settings) -> Plan:
                 problems.append(Problem(f"{key}: no tensor is named '{pattern}'", f"such as '{names[0]}'"))
     names = plan.merged
     for pattern in merge.layers:
-        if names and not any(matches(pattern, n) for n in names):
+        if names and not pattern.startswith("re?:") and not any(matches(pattern, n) for n in names):
             problems.append(Problem(f"merge.layers: no merged tensor is named '{pattern}'", f"such as '{names[0]}'"))
     refuse(problems)
     _tie(plan, ties)

@@ -43,9 +43,11 @@ class Source(ABC):
         label: what messages call it: a folder, or the name of an expert.
         folder: where its other files lie (config.json, tokenizer), or None in memory.
         aliases: tied tensors, name → the name under which the same values are stored first.
+        note: what a person should know about how it is read; "" for nothing.
     """
 
     label: str
+    note: str = ""
     folder: Path | None = None
     aliases: Mapping[str, str] = {}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -78,9 +79,19 @@ class Images(FromSources):
         self._cache_bytes = cache_mb * 2**20 // max(len(self.labels), 1)
 
     def setup(self, pretrained: str | None) -> InputSpec:
-        for name in self.labels if not self.check() else ():  # a dry run may go without data
-            self.rows(name, "train")
+        if not self.check():  # a dry run may go without data
+            self.inspect()
         return InputSpec("image", size=(self.size[0], self.size[1]))
+
+    def inspect_inputs(self, name: str, rows: Rows) -> None:
+        images = open_images(rows, self.sources[name].image)
+        lost = images.lost() if isinstance(images, InMemory) else []
+        if lost:
+            raise UserError(
+                f"data set '{name}': {len(lost)} of {len(rows)} images of '{rows.split}' are not there, "
+                f"such as {lost[0]} (column '{self.sources[name].image}')",
+                f"paths are relative to {rows.folder}" if rows.folder is not None else "put them there",
+            )
 
     def dataset(self, name: str, split: Split) -> Dataset:
         rows, numbers = self.rows(name, split)
@@ -238,10 +249,29 @@ class InMemory:
         """What PIL can open."""
         if self._contents is not None and (content := self._contents[row]):
             return io.BytesIO(content)
-        path = self._paths.text(row) if self._paths is not None else ""
+        path = self._path(row)
         if not path:
             raise ValueError("there is none")
-        return f"{self._folder}/{path}" if self._folder and not path.startswith("/") else path
+        return path
+
+    def lost(self) -> list[str]:
+        """The files of those images that are neither in memory nor on disk; every folder is looked into once."""
+        inside: dict[str, frozenset[str]] = {}
+        gone = []
+        for row in range(len(self._paths) if self._paths is not None else 0):
+            if self._contents is not None and self._contents[row]:
+                continue
+            path = self._path(row)
+            folder, name = os.path.split(path)
+            if folder not in inside:
+                inside[folder] = frozenset(os.listdir(folder or ".")) if os.path.isdir(folder or ".") else frozenset()
+            if name not in inside[folder]:
+                gone.append(path or f"the one of row {row}, which names none")
+        return gone
+
+    def _path(self, row: int) -> str:
+        path = self._paths.text(row) if self._paths is not None else ""
+        return f"{self._folder}/{path}" if path and self._folder and not path.startswith("/") else path
 
 
 class Mapped:

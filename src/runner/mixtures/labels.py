@@ -9,7 +9,7 @@
       score: {column: score, missing: -1}               # a value that stands for "no label"
 
 What the values become is decided by the task: a class number, 0 or 1, a number, or one of these per label or token.
-A null is no label.
+A null and an empty text are no label.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def class_names(label: Label, rows: Rows) -> list[Any] | None:
     flat = column.combine_chunks().flatten() if _is_list(column) else column
     if not (pa.types.is_string(flat.type) or pa.types.is_large_string(flat.type)):
         return None
-    return sorted(value for value in flat.unique().to_pylist() if value is not None and value != label.missing)
+    return sorted(value for value in flat.unique().to_pylist() if value and value != label.missing)
 
 
 def check_positive(label: Label, rows: Rows) -> None:
@@ -224,7 +224,7 @@ def _convert(
     missing = MISSING_INT if dtype is np.int64 else np.nan
     table = np.full(len(encoded.dictionary) + 1, missing, dtype=dtype)  # the last entry is for code -1
     for code, value in enumerate(encoded.dictionary.to_pylist()):
-        if value == label.missing or value != value:  # NaN, as pandas writes nothing
+        if value == label.missing or value == "" or value != value:  # NaN and "" are how others write nothing
             continue
         try:
             table[code] = convert(value)
@@ -252,7 +252,10 @@ def _class_number(label: Label, column: Any, classes: Sequence[Any] | None) -> C
     def convert(value: Any) -> int:
         number = value if place is None else place.get(value)
         if number is None:
-            raise _Unusable(suggest(str(value), map(str, names or [])))
+            hint = suggest(str(value), map(str, names or []))
+            if label.classes is None and len(names or ()) < label.num_classes:
+                hint += f"; these are all that 'train' has, name the rest: {{column: {label.columns[0]}, classes: […]}}"
+            raise _Unusable(hint)
         if not isinstance(number, int | float) or number != int(number) or number < 0:
             raise _Unusable(
                 f"class numbers are 0…{label.num_classes - 1}; if it means no label: "

@@ -151,26 +151,72 @@ def _read(name: str, split: str, files: Sequence[Path]) -> Rows:
 
 def _table(name: str, file: Path) -> pa.Table:
     import pyarrow as pa
-    from pyarrow import csv, json, parquet
+    from pyarrow import parquet
 
     try:
         if file.suffix == ".parquet":
             return parquet.read_table(file)
         if file.suffix in (".json", ".jsonl"):
-            return json.read_json(file)
+            return _json(file)
         if file.suffix in (".csv", ".tsv"):
-            delimiter = "\t" if file.suffix == ".tsv" else ","
-            table = csv.read_csv(
-                file,
-                parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-                convert_options=csv.ConvertOptions(
-                    strings_can_be_null=True, null_values=["", "NA", "NaN", "nan", "null"]
-                ),
-            )
-            return _trimmed(table)
-    except (pa.ArrowException, OSError) as error:
+            return _csv(name, file)
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"data set '{name}': {file} cannot be read: {error}") from error
     raise UserError(f"data set '{name}': {file} is of an unknown kind", "valid: .parquet, .csv, .tsv, .json, .jsonl")
+
+
+def _json(file: Path) -> pa.Table:
+    """A value per line, or one list of all of them."""
+    import json
+
+    import pyarrow as pa
+    from pyarrow import json as lines
+
+    with open(file, "rb") as stream:
+        start = stream.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not start.startswith(b"["):
+        return lines.read_json(file)
+    listed = json.loads(file.read_text(encoding="utf-8-sig"))
+    if not all(isinstance(row, dict) for row in listed):
+        raise ValueError("its list must hold {column: value} only")
+    columns = dict.fromkeys(key for row in listed for key in row)
+    return pa.table({column: pa.array([row.get(column) for row in listed]) for column in columns})
+
+
+def _csv(name: str, file: Path) -> pa.Table:
+    """Comma-separated, by semicolons or tabs where the header has those and no comma.
+
+    Raises:
+        UserError: it is not in UTF-8, or names a column twice.
+    """
+    import pyarrow as pa
+    from pyarrow import csv
+
+    with open(file, "rb") as stream:
+        header = stream.readline()
+    if header.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise _not_utf8(name, file, "utf-16")
+    delimiter = "\t" if file.suffix == ".tsv" else ","
+    if delimiter.encode() not in header:
+        delimiter = next((other for other in (";", "\t") if other.encode() in header), delimiter)
+    table = csv.read_csv(
+        file,
+        parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+        convert_options=csv.ConvertOptions(strings_can_be_null=True, null_values=_NULLS),
+    )
+    if any(pa.types.is_binary(column.type) for column in table.columns):  # how the reader takes other encodings
+        raise _not_utf8(name, file, "latin1")
+    names = [column.strip() for column in table.column_names]
+    if twice := sorted({column for column in names if names.count(column) > 1}):
+        raise UserError(f"data set '{name}': {file} has {len(twice)} columns twice: {', '.join(twice)}", "rename them")
+    return _trimmed(table)
+
+
+def _not_utf8(name: str, file: Path, probably: str) -> UserError:
+    return UserError(
+        f"data set '{name}': {file} is not in UTF-8",
+        f"if it is in {probably}: iconv -f {probably} -t utf-8 {file} > {file.stem}-utf8{file.suffix}",
+    )
 
 
 def _trimmed(table: pa.Table) -> pa.Table:

@@ -96,6 +96,7 @@ class Table(FromSources):
                     self._problems.append(Problem(what, "take it out of mixture.numeric and mixture.categorical"))
 
     def setup(self, pretrained: str | None) -> InputSpec:
+        self.inspect()
         parts = [self.rows(name, "train") for name in self.sources]
         numbers_NF = np.concatenate([self._numbers(rows)[chosen] for rows, chosen in parts])
         counted_F = np.maximum(np.isfinite(numbers_NF).sum(0), 1)
@@ -144,6 +145,11 @@ class Table(FromSources):
                 targets[task] = targets[task].copy()
                 targets[task][picked] = targets[task][rng.permutation(picked)]
         return targets
+
+    def inspect_inputs(self, name: str, rows: Rows) -> None:
+        self._numbers(rows)
+        for column in self.categorical:
+            rows.column(column)
 
     def _numbers(self, rows: Rows) -> np.ndarray:
         """(N, F) float64 with NaN for missing values."""

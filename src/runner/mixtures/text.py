@@ -94,6 +94,7 @@ class Texts(FromSources):
         return self._encoder
 
     def setup(self, pretrained: str | None) -> InputSpec:
+        self.inspect()
         checkpoint = self.tokenizer or pretrained
         words = any(label.form == "tags" for labels in self.labels.values() for label in labels.values())
         if checkpoint is not None:
@@ -135,6 +136,10 @@ class Texts(FromSources):
             targets=self.targets(name, rows),
             tags=tags,
         )
+
+    def inspect_inputs(self, name: str, rows: Rows) -> None:
+        for column in self.sources[name].columns:
+            _texts(rows, column)
 
     def _training_texts(self) -> Iterator[str]:
         for name, source in self.sources.items():
@@ -226,7 +231,11 @@ def _texts(rows: Rows, column: str) -> pa.Array:
         )
     if values.null_count:
         row = int(np.argmax(np.asarray(values.is_null())))
-        raise UserError(f"data set '{rows.name}', column '{column}': row {row} of '{rows.split}' has no text")
+        raise UserError(
+            f"data set '{rows.name}', column '{column}': row {row} of '{rows.split}' has no text "
+            f"({values.null_count} of {len(values)} rows have none)",
+            "write a text there, or take these rows out of the file",
+        )
     return values
 
 

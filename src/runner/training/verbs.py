@@ -67,7 +67,7 @@ def evaluate_run(run: RunDirectory) -> int:
             "directions": {name: dict(task.directions) for name, task in parts.tasks.items()},
             "run": str(trained.path),
             "checkpoint": checkpoint.name,
-            "parameters": sum(p.numel() for p in parts.model.parameters()),
+            "parameters": sum(p.numel() for p in (model if merged else parts.model).parameters()),
             "signature": trained.info()["signature"],
         }
         write_json(run.path / "result.json", result)

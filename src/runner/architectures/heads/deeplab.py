@@ -7,34 +7,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from runner.architectures.heads.aspp import ASPP
 from runner.architectures.heads.base import Head
-from runner.architectures.heads.layers import Norm, conv_block
+from runner.architectures.heads.layers import conv_block
 from runner.architectures.heads.resize import upsample
 from runner.config.kinds import Fraction, PositiveInt
 from runner.errors import UserError
 from runner.specs import FeatureSpec
 from runner.types import Features
-
-
-class ASPP(nn.Module):
-    """Atrous spatial pyramid pooling: a 1×1 convolution, dilated 3×3 ones and the image's mean, concatenated.
-
-    Chen et al. 2017, arXiv 1706.05587, section 3.3. The branch of the mean has no normalisation, so that a batch of
-    one image can be trained with BatchNorm elsewhere.
-    """
-
-    def __init__(self, before: int, channels: int, rates: list[int], norm: Norm, dropout: float) -> None:
-        super().__init__()
-        self.local = nn.ModuleList(
-            [conv_block(before, channels, 1, norm), *(conv_block(before, channels, 3, norm, rate) for rate in rates)]
-        )
-        self.whole = conv_block(before, channels, 1, "none")
-        self.project = nn.Sequential(conv_block((2 + len(rates)) * channels, channels, 1, norm), nn.Dropout(dropout))
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        whole_BC11 = self.whole(x_BCHW.mean((-2, -1), keepdim=True))
-        branches = [branch(x_BCHW) for branch in self.local]
-        return self.project(torch.cat([*branches, whole_BC11.expand_as(branches[0])], dim=1))
 
 
 class DeepLab(Head):

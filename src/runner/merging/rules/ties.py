@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 from runner.config.kinds import Fraction
+from runner.errors import Problem
 from runner.merging.base import TaskVectorMerge
 from runner.merging.blocks import Block, Look
+from runner.merging.coefficients import table
 from runner.merging.quantile import at_least
+from runner.merging.transforms.shares import check_share
 from runner.merging.transforms.trim import threshold_at, thresholds
 
 
@@ -25,7 +28,8 @@ class Ties(TaskVectorMerge):
     or summed. Entries that are exactly at the threshold are kept; where the sum is exactly 0, nothing is elected.
 
     Attributes:
-        density: share of each task vector that is kept.
+        density: share of each task vector that is kept, of every expert or one per expert.
+        density_at: pattern → density of the tensors whose names fit, with scope "tensor"; the first that fits counts.
         scope: whether |τ_t| is ranked over the whole model, as in the paper, or within every tensor.
         aggregate: disjoint "mean" (scale 1) or "sum" (scale about 0.3): different methods.
     """
@@ -34,13 +38,30 @@ class Ties(TaskVectorMerge):
     copies: ClassVar[int] = 6
     neutral: ClassVar[dict[str, Any]] = {"density": 1.0}
 
-    density: Fraction = 0.2
+    density: Fraction | list[Fraction] = 0.2
+    density_at: dict[str, Any] | list[list[Any]] | None = None
     scope: Literal["model", "tensor"] = "model"
     aggregate: Literal["mean", "sum"] = "mean"
     scale: float = 1.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._density_at = table(self.density_at or {}, "merge.density_at")
+
+    def check(self, experts: tuple[str, ...], has_base: bool) -> list[Problem]:
+        found = super().check(experts, has_base)
+        given = {"merge.density": self.density}
+        given |= {f"merge.density_at '{pattern}'": value for pattern, value in self._density_at.items()}
+        for where, value in given.items():
+            found += check_share(value, len(experts), where)
+            if not all(0.0 <= share <= 1.0 for share in ([value] if isinstance(value, int | float) else value)):
+                found.append(Problem(f"{where} must be from 0 to 1, not {value}"))
+        if self._density_at and self.scope == "model":
+            found.append(Problem("merge.density_at needs every tensor ranked by itself", "set merge.scope=tensor"))
+        return found
+
     def survey(self, look: Look) -> Any:
-        return thresholds(look, self.density, self.scope)
+        return thresholds(look, self.density, self.scope, self._density_at)
 
     def combine(self, block: Block, state: Any) -> Tensor:
         kept = (at_least(block.delta(t), threshold_at(state, block.name, t)) for t in range(len(block)))

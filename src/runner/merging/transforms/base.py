@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from runner.config.build import build
+from runner.errors import Problem
 from runner.merging.blocks import Block, Look, Unit
 
 
@@ -26,6 +27,10 @@ class Transform(ABC):
     def survey(self, look: Look) -> Any:
         """What it must know of the whole model, as plain Python."""
         return None
+
+    def check(self, experts: int) -> list[Problem]:
+        """What does not fit the number of experts."""
+        return []
 
     @abstractmethod
     def apply(self, tau: Tensor, block: Block, index: int, state: Any) -> Tensor:

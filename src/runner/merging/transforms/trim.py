@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,24 +10,36 @@ import torch
 from torch import Tensor
 
 from runner.config.kinds import Fraction
+from runner.errors import Problem
 from runner.merging.blocks import Block, Look
+from runner.merging.coefficients import factor_at
 from runner.merging.quantile import at_least, keep_count, kth_largest
 from runner.merging.transforms.base import Transform
+from runner.merging.transforms.shares import Share, check_share, share_of, shares
 
 
-def thresholds(look: Look, density: float, scope: str) -> Any:
-    """What |τ_t| must reach: one number per expert over the whole model, or per tensor: name → one per expert."""
-    if density >= 1.0:
+def thresholds(look: Look, density: Share, scope: str, at: Mapping[str, Share] | None = None) -> Any:
+    """What |τ_t| must reach: one number per expert over the whole model, or per tensor: name → one per expert.
+
+    Args:
+        density: share that is kept, of all experts or of each.
+        scope: "model" or "tensor".
+        at: pattern → density of the tensors whose names fit, with scope "tensor".
+    """
+    experts = len(look.experts)
+    even = shares(density, experts)
+    if not at and min(even) >= 1.0:
         return None
     if scope == "model":
 
         def magnitudes(block: Block) -> list[Tensor]:
             return [block.delta(t).abs_() for t in range(len(block))]
 
-        return kth_largest(look, magnitudes, [keep_count(density, look.total)] * len(look.experts))
+        return kth_largest(look, magnitudes, [keep_count(share, look.total) for share in even])
 
     def of_tensor(block: Block) -> tuple[str, list[float]]:
-        return block.name, [top_threshold(block.delta(t).abs_(), density) for t in range(len(block))]
+        here = factor_at({**at, "*": even}, block.name, experts) if at else even
+        return block.name, [top_threshold(block.delta(t).abs_(), share) for t, share in enumerate(here)]
 
     return dict(look.map(of_tensor, unit="tensor"))
 
@@ -34,6 +47,8 @@ def thresholds(look: Look, density: float, scope: str) -> Any:
 def top_threshold(magnitudes: Tensor, density: float) -> float:
     """The smallest of the largest share of values."""
     flat = magnitudes.reshape(-1)
+    if density >= 1.0:
+        return 0.0
     return float(flat.kthvalue(flat.numel() - keep_count(density, flat.numel()) + 1).values)
 
 
@@ -49,12 +64,12 @@ class Trim(Transform):
     """Keep the largest `density` of |τ|, of the whole model or of every tensor.
 
     Attributes:
-        density: share that is kept.
+        density: share that is kept, of every expert or one per expert.
         scope: what is ranked together.
         rescale: divide what is kept by the density.
     """
 
-    density: Fraction = 0.2
+    density: Fraction | list[Fraction] = 0.2
     scope: Literal["model", "tensor"] = "tensor"
     rescale: bool = False
 
@@ -63,7 +78,11 @@ class Trim(Transform):
 
     def apply(self, tau: Tensor, block: Block, index: int, state: Any) -> Tensor:
         kept = at_least(tau, threshold_at(state, block.name, index))
-        return kept / self.density if self.rescale and self.density > 0 else kept
+        density = share_of(self.density, index)
+        return kept / density if self.rescale and density > 0 else kept
+
+    def check(self, experts: int) -> list[Problem]:
+        return check_share(self.density, experts, "merge.pre: density of Trim")
 
 
 @dataclass(kw_only=True)
@@ -74,19 +93,23 @@ class Breadcrumbs(Transform):
     `smallest` share of |τ| become 0. Counts are rounded down, so that small tensors are not emptied.
 
     Attributes:
-        largest: γ, share of the largest that is dropped.
-        smallest: β, share of the smallest that is dropped.
+        largest: γ, share of the largest that is dropped, of every expert or one per expert.
+        smallest: β, share of the smallest that is dropped, likewise.
     """
 
     unit = "tensor"
 
-    largest: Fraction = 0.01
-    smallest: Fraction = 0.85
+    largest: Fraction | list[Fraction] = 0.01
+    smallest: Fraction | list[Fraction] = 0.85
+
+    def check(self, experts: int) -> list[Problem]:
+        pairs = {"largest": self.largest, "smallest": self.smallest}
+        return [p for key, given in pairs.items() for p in check_share(given, experts, f"merge.pre: {key}")]
 
     def apply(self, tau: Tensor, block: Block, index: int, state: Any) -> Tensor:
         flat = tau.reshape(-1)
         count = flat.numel()
-        top, bottom = int(self.largest * count), int(self.smallest * count)
+        top, bottom = (int(share_of(given, index) * count) for given in (self.largest, self.smallest))
         if top + bottom == 0:
             return tau
         order = flat.abs().argsort(stable=True)

@@ -14,6 +14,7 @@ from runner.config.kinds import Fraction, NonNegativeFloat, NonNegativeInt
 from runner.errors import UserError, suggest
 from runner.specs import InputSpec
 from runner.training.wrappers.added import AddedLoss
+from runner.training.wrappers.run_teacher import RunTeacher, open_teacher
 from runner.types import Batch
 from runner.weighting.base import Weighting
 
@@ -30,7 +31,7 @@ class SAKDistill(AddedLoss):
     run's own images (ours); a stem from elsewhere comes with `init` or `backbone.pretrained`.
 
     Args:
-        teachers: path → hub id or folder of any image encoder of transformers; null drops one.
+        teachers: path → hub id or folder of any image encoder of transformers, or an exported run; null drops one.
         alpha: α. cosine: β.
         alone: steps at the start that only distil.
     """
@@ -50,7 +51,7 @@ class SAKDistill(AddedLoss):
         self.names = {name: pretrained for name, pretrained in teachers.items() if pretrained is not None}
         self.alpha, self.cosine, self.alone = alpha, cosine, alone
         self.aligners = nn.ModuleDict()
-        self._teachers: dict[str, Teacher] = {}  # no submodules: a checkpoint does not hold them
+        self._teachers: dict[str, Teacher | RunTeacher] = {}  # no submodules: a checkpoint does not hold them
 
     def prepare(self, model: nn.Module, tasks: Mapping[str, Any], inputs: InputSpec) -> None:
         paths = list(getattr(model, "paths", {}))
@@ -66,7 +67,7 @@ class SAKDistill(AddedLoss):
         device = next(model.parameters()).device
         widths = [model.backbone.stage_channels[index] for index in model.read]  # type: ignore[union-attr,index]
         for name in paths:
-            teacher = Teacher(self.names[name], f"wrapper.teachers.{name}").to(device)
+            teacher = open_teacher(self.names[name], f"wrapper.teachers.{name}").to(device)
             wanted = [teacher.widths[i] for i in teacher.chosen(len(widths))]
             self._teachers[name] = teacher
             self.aligners[name] = nn.ModuleList(

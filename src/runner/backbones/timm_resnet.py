@@ -1,0 +1,95 @@
+"""ResNets from timm's checkpoints, such as `timm/resnet50.tv_in1k`: the weights that torchvision publishes.
+
+The tensors get the names that transformers has for them; timm is not needed. Both put a stage's stride into its first
+3×3 convolution.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+from transformers import AutoModel, PreTrainedModel, ResNetConfig
+
+from runner.backbones.pretrained import Presets, check_size
+from runner.backbones.timm_checkpoints import fill, read_about, read_tensors, refuse_strange
+from runner.errors import UserError
+
+ARCHITECTURE = re.compile(r"resnet(18|34|50|101|152)")
+HEAD = [r"^fc\."]
+"""The classifier, which is left out."""
+PARTS = {"conv": "convolution", "bn": "normalization", "0": "convolution", "1": "normalization"}
+STEM = "embedder.embedder"
+
+
+def make_timm_trunk(directory: Path, pretrained: str, presets: Presets, size: str | int | None) -> PreTrainedModel:
+    """A ResNetModel with the weights of a checkpoint of timm's.
+
+    Args:
+        directory: with config.json and safetensors.
+        pretrained: what the configuration calls it, for messages.
+        presets, size: what the configuration says of it, see `runner.backbones.pretrained.make_trunk`.
+
+    Raises:
+        UserError: it is another kind of network, or does not hold what it should.
+    """
+    architecture = str(read_about(directory, pretrained)["architecture"])
+    named = ARCHITECTURE.fullmatch(architecture)
+    if named is None:
+        raise UserError(
+            f"backbone.pretrained={pretrained} is a checkpoint of '{architecture}', this backbone is a plain ResNet "
+            "(resnet50, …)",
+            "choose the backbone of that family",
+            "runner ls backbone",
+        )
+    state, strange = renamed(read_tensors(directory, pretrained))
+    refuse_strange(strange, pretrained, "a plain ResNet")
+    config = _config(state, pretrained)
+    check_size(config, presets, size, pretrained)
+    trunk = AutoModel.from_config(config)
+    fill(trunk, state, pretrained, HEAD)
+    return trunk
+
+
+def renamed(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors by the names of transformers, those of the classifier as they are; and names that mean nothing."""
+    state: dict[str, Tensor] = {}
+    strange = []
+    for name, tensor in tensors.items():
+        inside = re.fullmatch(r"layer(\d+)\.(\d+)\.(conv|bn)(\d)\.(\w+)", name)
+        beside = re.fullmatch(r"layer(\d+)\.(\d+)\.downsample\.([01])\.(\w+)", name)
+        if stem := re.fullmatch(r"(conv|bn)1\.(\w+)", name):
+            state[f"{STEM}.{PARTS[stem[1]]}.{stem[2]}"] = tensor
+        elif inside:
+            stage, layer, part, number, kind = inside.groups()
+            place = f"encoder.stages.{int(stage) - 1}.layers.{layer}.layer.{int(number) - 1}"
+            state[f"{place}.{PARTS[part]}.{kind}"] = tensor
+        elif beside:
+            stage, layer, part, kind = beside.groups()
+            state[f"encoder.stages.{int(stage) - 1}.layers.{layer}.shortcut.{PARTS[part]}.{kind}"] = tensor
+        elif any(re.search(pattern, name) for pattern in HEAD):
+            state[name] = tensor
+        else:
+            strange.append(name)
+    return state, sorted(strange)
+
+
+def _config(state: Mapping[str, Tensor], pretrained: str) -> ResNetConfig:
+    """The configuration that fits the tensors."""
+    blocks = {tuple(map(int, re.findall(r"\d+", name)[:2])) for name in state if name.startswith("encoder.")}
+    stages = sorted({stage for stage, _ in blocks})
+    first = "encoder.stages.0.layers.0.layer."
+    try:
+        deepest = 2 if f"{first}2.convolution.weight" in state else 1
+        return ResNetConfig(
+            layer_type="bottleneck" if deepest == 2 else "basic",
+            embedding_size=state[f"{STEM}.convolution.weight"].shape[0],
+            hidden_sizes=[
+                state[f"encoder.stages.{s}.layers.0.layer.{deepest}.convolution.weight"].shape[0] for s in stages
+            ],
+            depths=[sum(stage == s for stage, _ in blocks) for s in stages],
+        )
+    except KeyError as error:
+        raise UserError(f"backbone.pretrained={pretrained} lacks tensors of a ResNet: {error}") from error
