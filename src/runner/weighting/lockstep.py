@@ -25,6 +25,10 @@ from runner.weighting.gram_sums import GramSums, linear_gram
 from runner.weighting.pieces import Piece, Pieces
 from runner.weighting.step import add_grad, identity, to_host
 
+_WORTH = 1.0
+"""A cut holds K gradients of an activation; without it K gradients of the parameters since the last one are held. It is
+made where the activation is at most this many times as large."""
+
 
 class GramPass(Pass):
     """See the head of this file. One process and one micro-batch: inner products of sums need all their terms.
@@ -55,6 +59,7 @@ class GramPass(Pass):
 
     def begin(self) -> None:
         self.pieces: list[Piece] = []
+        self.open, self.met = 0, set[int]()  # parameters since the last cut, and those that came before
         self.starts: dict[Any, int] = {}  # node at which the graph after a cut begins → number of the cut
         self.inputs: dict[int, tuple[Tensor, int | None]] = {}
         self.reused: dict[tuple[Any, int], tuple[Tensor, int]] = {}
@@ -75,6 +80,10 @@ class GramPass(Pass):
         if not self._listening:
             return None
         (tensor,) = args
+        assert isinstance(module, nn.Linear)
+        widest = tensor.numel() // module.in_features * max(module.in_features, module.out_features)
+        if widest > _WORTH * module.weight.numel():
+            return None  # as any other module
         if not tensor.requires_grad:
             self.inputs[id(module)] = (tensor, None)
             return None
@@ -94,11 +103,17 @@ class GramPass(Pass):
         if not self._listening:
             return None
 
+        new = {id(p): p.numel() for p in module.parameters() if id(p) in self.index and id(p) not in self.met}
+        self.met |= new.keys()
+        self.open += sum(new.values())
+        alone = id(module) in self.inputs
+
         def change(tensor: Tensor) -> Tensor:
-            if not tensor.requires_grad:
+            if not tensor.requires_grad or not (alone or tensor.numel() <= _WORTH * self.open):
                 return tensor
+            self.open = 0
             piece = Piece(None)
-            if _is_linear(module):
+            if alone:
                 given, source = self.inputs.pop(id(module))
                 piece.linear = (module, given)  # type: ignore[assignment]
                 piece.sources = [] if source is None else [source]
