@@ -91,7 +91,10 @@ def _from_hub(hub_id: str, where: str) -> Path:
 def _missing_shards(path: Path) -> list[str]:
     """Files that an index of shards names and that are not there, as after an interrupted download."""
     try:
-        indices = [json.loads(index.read_text())["weight_map"] for index in path.glob("*.safetensors.index.json")]
+        indices = [
+            json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            for index in path.glob("*.safetensors.index.json")
+        ]
     except (OSError, ValueError, KeyError):
         return []  # a damaged index: loading says so
     shards = {shard for index in indices for shard in index.values()}
