@@ -14,6 +14,7 @@ from runner.backbones.checkpointing import checkpoint_modules
 from runner.config.build import build
 from runner.config.paths import config_root
 from runner.errors import UserError
+from runner.weighting import lockstep
 from runner.weighting.base import GradientWeighting
 from runner.weighting.engine import Engine
 from runner.weighting.gram_sums import linear_gram
@@ -106,6 +107,12 @@ def assert_same(one, other, tolerance=1e-4):
         assert (a is None) == (b is None)
         if a is not None:
             torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * float(b.abs().max()) + 1e-6)
+
+
+@pytest.fixture(autouse=True)
+def every_cut(monkeypatch):
+    """The nets here are so small that no cut would be worth its memory."""
+    monkeypatch.setattr(lockstep, "_WORTH", float("inf"))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -325,7 +332,20 @@ class Streams(nn.Module):
         return {name: head(z) for name, head in self.heads.items()}
 
 
-def test_pieces_that_run_together_count_once():
+@pytest.mark.parametrize("worth", [0.0, 0.5, 1.0, 2.0, float("inf")])
+def test_any_choice_of_cuts_gives_the_same(worth, monkeypatch):
+    monkeypatch.setattr(lockstep, "_WORTH", worth)
+    results = []
+    for mode in ("parameters", "gram"):
+        net, x, targets = world(shared_head=True)
+        results.append(step(net, MGDA(TASKS, mode=mode), x, targets))
+    torch.testing.assert_close(results[0][0].cosines, results[1][0].cosines, rtol=1e-3, atol=1e-5)
+    assert_same(results[1][1], results[0][1], 1e-3)
+
+
+@pytest.mark.parametrize("worth", [1.0, 6.0, float("inf")])
+def test_pieces_that_run_together_count_once(worth, monkeypatch):
+    monkeypatch.setattr(lockstep, "_WORTH", worth)
     results = []
     for mode in ("parameters", "gram"):
         torch.manual_seed(0)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from runner.tasks.base import Task
 from runner.weighting.bilevel import LookAhead
+from runner.weighting.step import to_host
 
 Heads = Literal["weighted", "unweighted"]
 """Whether the parameters of a single task get its coefficient too, or the gradient of its plain loss."""
@@ -211,10 +212,10 @@ class GradientWeighting(PerTaskWeighting):
         return shared, heads
 
     def known(self, present: Tensor) -> tuple[Tensor, Tensor] | None:
-        """The coefficients of this step if it needs no solve."""
+        """The coefficients of this step if it needs no solve; `present` and they are on the CPU."""
         if self.every == 1 or self.step % self.every == 0:
             return None
-        shared, heads = self.kept[present], self.kept_heads[present]
+        shared, heads = to_host(torch.stack([self.kept, self.kept_heads]))[:, present]
         return None if shared.isnan().any() else (shared, heads)
 
 

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from runner.weighting.step import to_host
+
 _PIECE = 16384
 """Columns of one step of the Gram matrix on the CPU."""
 _COLUMNS = {"cpu": 2**16}
@@ -153,9 +155,20 @@ def gram_matrix(grads_KP: Tensor) -> Tensor:
     return gram
 
 
+def gram_part(grads_KP: Tensor) -> Tensor:
+    """The same of a few columns, on their device, without waiting for it; not finite where the gradients are not."""
+    if grads_KP.device.type == "cpu":
+        return gram_matrix(grads_KP)
+    if not grads_KP.numel():
+        return grads_KP.new_zeros(len(grads_KP), len(grads_KP), dtype=torch.float64)
+    largest = grads_KP.abs().amax().clamp_min(torch.finfo(grads_KP.dtype).tiny)
+    unit_KP = grads_KP / largest  # squares may leave float32 where gradients do not
+    return (unit_KP @ unit_KP.T).double() * largest.double() ** 2
+
+
 def _gram(grads_KP: Tensor) -> Tensor:
     if grads_KP.device.type != "cpu":
-        return (grads_KP @ grads_KP.T).double().cpu()
+        return to_host((grads_KP @ grads_KP.T).double())
     # A few very long rows are the worst case of a matrix product on a CPU: in pieces that stay in the cache it takes a
     # third of the time, and summed in float64 it is the more exact.
     gram = torch.zeros(len(grads_KP), len(grads_KP), dtype=torch.float64)

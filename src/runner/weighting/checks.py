@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from runner.errors import Problem, RunFailed, UserError, suggest
+from runner.weighting.step import to_host
 
 
 def require_positive(
@@ -35,7 +36,7 @@ def require_positive(
     Raises:
         RunFailed: naming the tasks and their losses.
     """
-    values = losses.tolist()
+    values = to_host(losses).tolist()
     if all(value > 0 or value != value or (zero and value == 0) for value in values):
         return
     found = zip((names[int(k)] for k in present), values, strict=True)

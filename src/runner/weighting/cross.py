@@ -11,7 +11,7 @@ from torch import Tensor
 from runner.weighting.base import CrossWeighting, rescaled
 from runner.weighting.buffer import TaskGradients
 from runner.weighting.engine import Engine, Pass
-from runner.weighting.step import add_grad, set_grad
+from runner.weighting.step import add_grad, set_grad, to_host
 
 
 class CrossPass(Pass):
@@ -82,7 +82,7 @@ class CrossPass(Pass):
         engine, weighting = self.engine, self.engine.weighting
         assert isinstance(weighting, CrossWeighting)
         rows = torch.tensor(self.both, dtype=torch.int64)
-        cross = engine.reduce(self.cross).cpu()
+        cross = to_host(engine.reduce(self.cross))
         cross = (cross * self.factors[1][:, None] / engine.scale)[rows[:, None], rows]
         began = time.perf_counter()
         # An overflow of the loss scale moves no weight: the scaler finds it in the third part or in the next step.

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from runner.weighting.base import GradientWeighting, LossWeighting, MatrixWeighting, Weighting
 from runner.weighting.checks import require_positive
 from runner.weighting.reach import Reach
-from runner.weighting.step import NonFiniteLoss, Reduce, StepReport, identity, set_grad
+from runner.weighting.step import NonFiniteLoss, Reduce, StepReport, identity, set_grad, to_host
 
 LOG_FLOOR = 1e-8
 """Added to a loss before its logarithm, as the methods that take logarithms themselves do."""
@@ -132,7 +132,7 @@ class Engine:
             step: optimizer step, from 0. steps_per_epoch: for methods that think in epochs.
         """
         self.weighting.begin_step(step, steps_per_epoch)
-        self.micro_counts = counts.to(torch.float64).cpu().reshape(-1, len(self.tasks))
+        self.micro_counts = to_host(counts.to(torch.float64)).reshape(-1, len(self.tasks))
         self.counts = self.micro_counts.sum(0)
         self.present = [k for k, count in enumerate(self.counts.tolist()) if count > 0]
         self.losses = torch.zeros(len(self.tasks), dtype=torch.float64, device=self.device)
@@ -143,7 +143,7 @@ class Engine:
             parameter.grad = None
         self.current = self.main
         if isinstance(self.weighting, GradientWeighting):
-            known = self.weighting.known(self.present_tensor)
+            known = self.weighting.known(torch.tensor(self.present))
             if known is not None:
                 self.current = self.weighted
                 self.weights, self.head_weights = (values.to(self.device) for values in known)
@@ -177,14 +177,15 @@ class Engine:
             RunFailed: a loss has no logarithm and `log` asks for it.
         """
         self.reduce_losses()
-        values = self.losses.tolist()
+        self.host_losses = to_host(self.losses)
+        values = self.host_losses.tolist()
         broken = {self.tasks[k]: values[k] for k in self.present if not math.isfinite(values[k])}
         if broken:
             raise NonFiniteLoss(broken)
         raw = self.losses[self.present].float()
         if self.log:
-            hint = "train this task without trainer.log_losses, or choose another loss for it"
-            require_positive("", self.tasks, raw, self.present, hint, zero=True, option="trainer.log_losses")
+            hint, seen = "train this task without it, or choose another loss for it", self.host_losses[self.present]
+            require_positive("", self.tasks, seen, self.present, hint, zero=True, option="trainer.log_losses")
         losses = self.transformed(raw)
         gram = None
         if self.present:
@@ -196,7 +197,8 @@ class Engine:
             self.weights = self.head_weights = losses
         self.weighting.end_step(losses.detach(), self.present_tensor)
         looked_at = {} if gram is None else self._looked_at(gram)
-        return StepReport(self._spread(raw), self._spread(self.weights), solver_s=self.solver_s, **looked_at)
+        losses_K, weights_K = self._spread(self.host_losses[self.present]), self._spread(to_host(self.weights))
+        return StepReport(losses_K, weights_K, solver_s=self.solver_s, **looked_at)
 
     # ---- for the passes -------------------------------------------------------------------------------------------
 
@@ -220,7 +222,9 @@ class Engine:
 
     def slopes(self) -> Tensor:
         """(k,) derivatives of the transformed losses of this step by the losses; ones without a transform."""
-        losses = self.losses[self.present].float()
+        return self._slopes(self.losses[self.present].float())
+
+    def _slopes(self, losses: Tensor) -> Tensor:
         return 1.0 / (losses + LOG_FLOOR) if self.log else torch.ones_like(losses)
 
     def reduce_losses(self) -> None:
@@ -237,7 +241,7 @@ class Engine:
             (weights,) = torch.autograd.grad(self.weighting.combine(self.transformed(leaf), self.present_tensor), leaf)
         return weights
 
-    def solve(self, gram: Tensor, losses: Tensor) -> None:
+    def solve(self, gram: Tensor) -> None:
         """Set the coefficients from the Gram matrix (k, k) of the raw gradients, which is on the CPU."""
         weighting = self.weighting
         if isinstance(weighting, LossWeighting):
@@ -246,13 +250,14 @@ class Engine:
         assert isinstance(weighting, GradientWeighting)
         if self.overflowed(gram):
             return
-        slopes = self.slopes().double().cpu()
+        raw = self.host_losses[self.present].float()
+        slopes, present = self._slopes(raw), torch.tensor(self.present)
+        gram = gram * slopes.double()[:, None] * slopes.double()
         began = time.perf_counter()
-        solution = weighting.coefficients(
-            gram * slopes[:, None] * slopes, losses.cpu(), self.present_tensor.cpu(), slopes.float()
-        )
+        shared, heads = weighting.coefficients(gram, self.transformed(raw), present, slopes)
         self.solver_s += time.perf_counter() - began
-        self.weights, self.head_weights = (values.to(self.device) for values in solution)
+        self.weights = shared.to(self.device)
+        self.head_weights = self.weights if torch.equal(shared, heads) else heads.to(self.device)
 
     def overflowed(self, gram: Tensor) -> bool:
         """An overflow of the loss scale: nothing is solved and no state changes.
@@ -320,5 +325,5 @@ class Engine:
 
     def _spread(self, values: Tensor) -> Tensor:
         full = torch.full((len(self.tasks),), float("nan"))
-        full[self.present] = values.detach().float().cpu()
+        full[self.present] = values.detach().float()
         return full

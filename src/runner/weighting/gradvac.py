@@ -14,6 +14,7 @@ from runner.tasks.base import Task
 from runner.weighting.base import GradientWeighting
 from runner.weighting.draws import GeneratorState
 from runner.weighting.solvers import Array
+from runner.weighting.step import to_host
 
 
 class GradVac(GradientWeighting):
@@ -53,7 +54,7 @@ class GradVac(GradientWeighting):
     def solve(self, gram: Tensor, losses: Tensor, present: Tensor) -> Tensor:
         pairs = (present[:, None].to(self.target.device), present.to(self.target.device))
         orders = [self.random.permutation(len(gram)) for _ in range(len(gram))]
-        rows, target = vaccinate(gram.numpy(), orders, self.target[pairs].cpu().numpy(), self.beta)
+        rows, target = vaccinate(gram.numpy(), orders, to_host(self.target[pairs]).numpy(), self.beta)
         self.target[pairs] = torch.from_numpy(target).to(self.target)
         return torch.from_numpy(rows.sum(0))
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from runner.weighting.buffer import gram_matrix
+from runner.weighting.buffer import gram_part
 
 _PIECE = 2**20
 """Floats of a linear layer's gradients that exist at the same time."""
@@ -23,7 +23,7 @@ class GramSums:
 
     def __init__(self, tasks: int, sizes: Sequence[int], device: torch.device, pieces: Iterable[Sequence[int]]) -> None:
         self.tasks, self.sizes, self.device = tasks, list(sizes), device
-        self.gram = torch.zeros(tasks, tasks, dtype=torch.float64)
+        self.gram = torch.zeros(tasks, tasks, dtype=torch.float64, device=device)
         self.left: dict[int, int] = {}
         self.held: dict[int, Tensor] = {}
         for piece in pieces:
@@ -51,7 +51,7 @@ class GramSums:
         for i in piece:
             self.left[i] -= 1
             if self.left[i] == 0 and i in self.held:
-                self.gram += gram_matrix(self.held.pop(i))
+                self.gram += gram_part(self.held.pop(i))
 
 
 def linear_gram(deltas: Sequence[Tensor], input_NI: Tensor) -> Tensor:
@@ -68,10 +68,10 @@ def linear_gram(deltas: Sequence[Tensor], input_NI: Tensor) -> Tensor:
     if with_products < with_gradients and (tasks * rows) ** 2 <= 4 * _PIECE:
         flat = torch.cat(list(deltas)).float()
         products = (flat @ flat.T).view(tasks, rows, tasks, rows)
-        return (products * (input_NI @ input_NI.T)[None, :, None, :]).sum((1, 3), dtype=torch.float64).cpu()
-    gram = torch.zeros(tasks, tasks, dtype=torch.float64)
+        return (products * (input_NI @ input_NI.T)[None, :, None, :]).sum((1, 3), dtype=torch.float64)
+    gram = torch.zeros(tasks, tasks, dtype=torch.float64, device=input_NI.device)
     width = max(1, _PIECE // (tasks * max(inputs, rows)))
     for begin in range(0, outputs, width):
         part = torch.cat([delta_NO[:, begin : begin + width].T.float() for delta_NO in deltas])
-        gram += gram_matrix((part @ input_NI).view(tasks, -1))
+        gram += gram_part((part @ input_NI).view(tasks, -1))
     return gram

@@ -12,6 +12,7 @@ from runner.config.kinds import PositiveFloat, PositiveInt
 from runner.tasks.base import Task
 from runner.weighting.base import GradientWeighting
 from runner.weighting.imtl_g import impartial
+from runner.weighting.step import to_host
 
 
 class IMTL(GradientWeighting):
@@ -49,7 +50,7 @@ class IMTL(GradientWeighting):
         self.log_scale = nn.Parameter(torch.full((len(tasks),), float(init)))
 
     def solve(self, gram: Tensor, losses: Tensor, present: Tensor) -> Tensor:
-        factors = self.log_scale.detach()[present.to(self.log_scale.device)].to(gram).exp()
+        factors = to_host(self.log_scale.detach())[present].to(gram).exp()
         self.log_scale.grad = torch.zeros_like(self.log_scale)
         self.log_scale.grad[present] = (factors * losses.to(gram) - 1).to(self.log_scale)
         self._factors = factors

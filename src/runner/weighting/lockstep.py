@@ -23,7 +23,11 @@ from runner.weighting.cut import cut, map_tensors
 from runner.weighting.engine import Engine, Pass
 from runner.weighting.gram_sums import GramSums, linear_gram
 from runner.weighting.pieces import Piece, Pieces
-from runner.weighting.step import add_grad, identity
+from runner.weighting.step import add_grad, identity, to_host
+
+_WORTH = 1.0
+"""A cut holds K gradients of an activation; without it K gradients of the parameters since the last one are held. It is
+made where the activation is at most this many times as large."""
 
 
 class GramPass(Pass):
@@ -55,6 +59,7 @@ class GramPass(Pass):
 
     def begin(self) -> None:
         self.pieces: list[Piece] = []
+        self.open, self.met = 0, set[int]()  # parameters since the last cut, and those that came before
         self.starts: dict[Any, int] = {}  # node at which the graph after a cut begins → number of the cut
         self.inputs: dict[int, tuple[Tensor, int | None]] = {}
         self.reused: dict[tuple[Any, int], tuple[Tensor, int]] = {}
@@ -75,6 +80,10 @@ class GramPass(Pass):
         if not self._listening:
             return None
         (tensor,) = args
+        assert isinstance(module, nn.Linear)
+        widest = tensor.numel() // module.in_features * max(module.in_features, module.out_features)
+        if widest > _WORTH * module.weight.numel():
+            return None  # as any other module
         if not tensor.requires_grad:
             self.inputs[id(module)] = (tensor, None)
             return None
@@ -94,11 +103,17 @@ class GramPass(Pass):
         if not self._listening:
             return None
 
+        new = {id(p): p.numel() for p in module.parameters() if id(p) in self.index and id(p) not in self.met}
+        self.met |= new.keys()
+        self.open += sum(new.values())
+        alone = id(module) in self.inputs
+
         def change(tensor: Tensor) -> Tensor:
-            if not tensor.requires_grad:
+            if not tensor.requires_grad or not (alone or tensor.numel() <= _WORTH * self.open):
                 return tensor
+            self.open = 0
             piece = Piece(None)
-            if _is_linear(module):
+            if alone:
                 given, source = self.inputs.pop(id(module))
                 piece.linear = (module, given)  # type: ignore[assignment]
                 piece.sources = [] if source is None else [source]
@@ -118,10 +133,10 @@ class GramPass(Pass):
     def finish(self, losses: Tensor) -> Tensor:
         engine = self.engine
         rows = torch.tensor(engine.present)
-        gram = self._gram_matrix()[rows[:, None], rows] / engine.scale**2
-        engine.solve(gram, losses)
+        gram = to_host(self._gram_matrix())[rows[:, None], rows] / engine.scale**2
+        engine.solve(gram)
         own = {self.index[id(p)] for k in self.losses for p in engine.specific(k)} | set(engine.reach.rest)
-        if engine.head_weights is engine.weights or torch.equal(engine.head_weights, engine.weights):
+        if engine.head_weights is engine.weights:
             self._apply(engine.weights, own | set(engine.reach.shared))
         else:
             self._apply(engine.weights, set(engine.reach.shared))
@@ -136,7 +151,7 @@ class GramPass(Pass):
         self.recording = False
 
     def _gram_matrix(self) -> Tensor:
-        """(K, K) float64 on the CPU, of the gradients times the loss scale."""
+        """(K, K) float64, of the gradients times the loss scale, on their device."""
         engine = self.engine
         pieces = [piece.parameters for piece in [*self.pieces, *self.top.values()]]
         sums = GramSums(len(engine.tasks), [p.numel() for p in engine.parameters], engine.device, pieces)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from runner.config.kinds import NonNegativeFloat, PositiveFloat
 from runner.tasks.base import Task
+from runner.weighting.step import to_host
 from runner.weighting.tracked import TrackedWeighting
 
 
@@ -65,8 +66,8 @@ class MoCo(TrackedWeighting):
         return rates, torch.ones_like(losses) if norms is None else losses / norms.clamp_min(1e-8)
 
     def solve(self, gram: Tensor, losses: Tensor, present: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        gamma = self.gamma / self.steps.to(gram) ** self.gamma_sigma
-        had = self.weights.to(gram)[present]
+        gamma = self.gamma / to_host(self.steps).to(gram) ** self.gamma_sigma
+        had = to_host(self.weights).to(gram)[present]
         share = had.sum()
         weights = had / share if share > 0 else torch.full_like(had, 1 / len(had))
         project = project_simplex if self.projection == "simplex" else (lambda v: v.softmax(0))

@@ -12,6 +12,7 @@ from runner.config.kinds import NonNegativeFloat, PositiveFloat
 from runner.tasks.base import Task
 from runner.weighting.base import CrossWeighting
 from runner.weighting.moco import project_simplex
+from runner.weighting.step import to_host
 
 
 class MoDo(CrossWeighting):
@@ -46,7 +47,7 @@ class MoDo(CrossWeighting):
         self.register_buffer("weights", torch.full((len(tasks),), 1.0 / len(tasks), dtype=torch.float64))
 
     def update(self, cross: Tensor, present: Tensor) -> None:
-        mine = self.weights[present].cpu()
+        mine = to_host(self.weights)[present]
         share = mine.sum()
         if share > 0:
             mine = mine / share
@@ -54,5 +55,5 @@ class MoDo(CrossWeighting):
             self.weights[present] = (mine * share).to(self.weights)
 
     def current(self, present: Tensor) -> Tensor:
-        mine = self.weights[present].cpu()
+        mine = to_host(self.weights)[present]
         return mine / mine.sum() if mine.sum() > 0 else torch.full_like(mine, 1 / len(mine))

@@ -135,7 +135,7 @@ class BufferPass(Pass):
         """Sets the coefficients; returns the shared gradient (P,) where it is not simply their combination."""
         engine, weighting = self.engine, self.engine.weighting
         if not isinstance(weighting, MatrixWeighting):
-            engine.solve(gram, losses)
+            engine.solve(gram)
             return None
         if engine.overflowed(gram):
             return None

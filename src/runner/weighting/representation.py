@@ -12,7 +12,7 @@ from runner.errors import UserError
 from runner.weighting.buffer import TaskGradients, gram_matrix
 from runner.weighting.cut import Cut, cut, map_tensors
 from runner.weighting.engine import Engine, Pass
-from runner.weighting.step import add_grad, set_grad
+from runner.weighting.step import add_grad, identity, set_grad, to_host
 
 
 class RepresentationPass(Pass):
@@ -94,8 +94,9 @@ class RepresentationPass(Pass):
     def finish(self, losses: Tensor) -> Tensor:
         engine = self.engine
         rows = torch.tensor(engine.present)
-        gram = engine.reduce(self.gram.to(engine.device)).cpu()[rows[:, None], rows] / engine.scale**2
-        engine.solve(gram, losses)
+        gram = self.gram if engine.reduce is identity else to_host(engine.reduce(self.gram.to(engine.device)))
+        gram = gram[rows[:, None], rows] / engine.scale**2
+        engine.solve(gram)
         weights_K = torch.zeros(len(engine.tasks), device=engine.device)
         weights_K[engine.present] = engine.weights
         reached = set(engine.reach.of(engine.present))

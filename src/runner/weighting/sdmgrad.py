@@ -12,6 +12,7 @@ from runner.config.kinds import NonNegativeFloat, PositiveFloat, PositiveInt
 from runner.tasks.base import Task
 from runner.weighting.base import CrossWeighting
 from runner.weighting.moco import project_simplex
+from runner.weighting.step import to_host
 
 _MOMENTUM = 0.5
 
@@ -54,14 +55,14 @@ class SDMGrad(CrossWeighting):
         self.register_buffer("weights", torch.full((len(tasks),), 1.0 / len(tasks), dtype=torch.float64))
 
     def update(self, cross: Tensor, present: Tensor) -> None:
-        mine = self.weights[present].cpu()
+        mine = to_host(self.weights)[present]
         share, unit = mine.sum(), cross.diagonal().clamp_min(0).sqrt().mean() ** 2
         if share > 0 and unit > 0:
             mine = direction_weights(cross / unit, mine / share, self.lamda, self.niter, self.lr)
             self.weights[present] = (mine * share).to(self.weights)
 
     def current(self, present: Tensor) -> Tensor:
-        mine = self.weights[present].cpu()
+        mine = to_host(self.weights)[present]
         mine = mine / mine.sum() if mine.sum() > 0 else torch.full_like(mine, 1 / len(mine))
         return (mine + self.lamda / len(mine)) / (1 + self.lamda)
 

@@ -71,6 +71,16 @@ def add_grad(parameter: nn.Parameter, grad: Tensor | None) -> None:
         set_grad(parameter, grad if parameter.grad is None else parameter.grad + grad)
 
 
+def to_host(tensor: Tensor) -> Tensor:
+    """The tensor on the CPU. On a GPU the host waits here until all that it asked for before is computed.
+
+    Nothing else in a step of a gradient method waits: no tensor of a device is looked at, branched on or copied but
+    through this, once each for the labels, the losses, the matrix of inner products, the coefficients for the log, and
+    what a method keeps there.
+    """
+    return tensor.cpu()
+
+
 def identity(tensor: Tensor) -> Tensor:
     """The reduction of a single process."""
     return tensor

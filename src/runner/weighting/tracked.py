@@ -18,7 +18,7 @@ from runner.tasks.base import Task
 from runner.weighting.base import Heads, PerTaskWeighting, Scale
 from runner.weighting.buffer import TaskGradients, combination, gram_matrix, in_columns
 from runner.weighting.engine import Engine, Pass
-from runner.weighting.step import add_grad, identity, set_grad
+from runner.weighting.step import add_grad, identity, set_grad, to_host
 
 
 class TrackedWeighting(PerTaskWeighting):
@@ -162,7 +162,8 @@ class TrackedPass(Pass):
             self._set_others(engine.head_weights)
             return gram
         began = time.perf_counter()
-        on_rows, weights, heads = weighting.solve(gram, losses.cpu(), chosen)
+        seen = engine.transformed(engine.host_losses[engine.present].float())
+        on_rows, weights, heads = weighting.solve(gram, seen, chosen)
         factor = weighting.factor(weights)
         on_rows, weights = on_rows * factor, weights * factor
         heads = heads * factor if weighting.heads == "weighted" else heads
@@ -211,8 +212,10 @@ class TrackedPass(Pass):
         assert rows is not None
         matrix_KP = engine.reduce(gathered.finish())
         slopes = engine.slopes() / engine.scale
-        if engine.skippable and matrix_KP.numel() and not torch.linalg.vector_norm(matrix_KP, math.inf).isfinite():
-            return False
+        if engine.skippable and matrix_KP.numel():
+            largest = to_host(torch.linalg.vector_norm(matrix_KP, math.inf))
+            if not largest.isfinite():
+                return False
         norms = (
             torch.linalg.vector_norm(matrix_KP, dim=1)[engine.present] * slopes if self.weighting.by_length else None
         )
