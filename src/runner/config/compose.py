@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
 from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
@@ -22,12 +21,13 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
-from hydra.errors import ConfigCompositionException, MissingConfigException
+from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 from runner.config import paths
+from runner.config.explain import check_file, explain, near, one_line, value_above
 from runner.config.overrides import (
     extra_folders,
     first_value,
@@ -210,35 +210,6 @@ def _compose(shared: _Shared, lines: list[str], multirun: bool) -> Composed:
     return Composed(shared.name, cfg, hydra, choices, kept, folders, problems, doubtful)
 
 
-def check_file(group: str, option: object, folders: Sequence[Path]) -> None:
-    """Refuse a chosen YAML of the user's that is a list or a single value: Hydra may leave it out without a word.
-
-    Raises:
-        UserError: naming the file.
-    """
-    if not isinstance(option, str):
-        return
-    for folder in folders[:-1]:  # the last one is ours
-        path = folder / group / f"{option.removesuffix('.yaml')}.yaml"
-        if path.is_file():
-            _check_mapping(path)
-            return
-
-
-def _check_mapping(path: Path) -> None:
-    try:
-        with path.open(encoding="utf-8") as file:
-            root = yaml.compose(file, Loader=yaml.SafeLoader)
-    except yaml.YAMLError:
-        return  # Hydra says where it breaks
-    if root is not None and not isinstance(root, yaml.MappingNode):
-        kind = "a list" if isinstance(root, yaml.SequenceNode) else "a single value"
-        raise UserError(
-            f"{path} is {kind}: a configuration is made of keys",
-            "write 'key: value' lines, and the options it builds on below 'defaults:'",
-        )
-
-
 def _section(override: Override) -> str:
     """Where the choice of an option goes: its package, else the group's own name."""
     return override.package or override.key_or_group
@@ -287,7 +258,7 @@ def _apply(line: str, cfg: DictConfig, problems: list[Problem]) -> str:
     """
     override = parse_one(line)
     key = override.key_or_group
-    parent = "" if override.is_delete() else _value_above(key, cfg)
+    parent = "" if override.is_delete() else value_above(key, cfg)
     if parent:  # OmegaConf would replace the value by a mapping
         problems.append(
             Problem(f"unknown key '{key}': '{parent}' is a single value", f"set the value itself: {parent}=…")
@@ -306,75 +277,12 @@ def _apply(line: str, cfg: DictConfig, problems: list[Problem]) -> str:
             except ConfigCompositionException as again:
                 cause = again.__cause__ or again
         if override.is_delete():
-            problems.append(Problem(f"there is no '{key}' to delete", _near(key, cfg)))
+            problems.append(Problem(f"there is no '{key}' to delete", near(key, cfg)))
         elif override.is_add() and cause is None:
             problems.append(Problem(f"'{key}' exists already", f"leave out the +: '{line.lstrip('+')}'"))
         else:
-            problems.append(Problem(f"cannot set '{line}': {_one_line(cause or error)}", _near(key, cfg)))
+            problems.append(Problem(f"cannot set '{line}': {one_line(cause or error)}", near(key, cfg)))
     return ""
-
-
-def _value_above(key: str, cfg: DictConfig) -> str:
-    """The part of a dotted key that is a single value, so that nothing can lie below it; "" where there is none."""
-    parts = key.split(".")
-    for depth in range(1, len(parts)):
-        parent = ".".join(parts[:depth])
-        node = OmegaConf.select(cfg, parent, throw_on_missing=False, throw_on_resolution_failure=False)
-        if node is not None and not OmegaConf.is_config(node):
-            return parent
-    return ""
-
-
-def _near(key: str, cfg: DictConfig) -> str:
-    """Suggestions among the keys beside a mistyped one."""
-    parent, _, leaf = key.rpartition(".")
-    node = OmegaConf.select(cfg, parent, throw_on_missing=False) if parent else cfg
-    if not isinstance(node, DictConfig):
-        return ""
-    return suggest(leaf, [str(k) for k in node if k != "hydra"], limit=24)
-
-
-def _one_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-def explain(error: BaseException, folders: Sequence[Path], line: str = "", cfg: DictConfig | None = None) -> Problem:
-    """A composition error of Hydra in our words."""
-    inside = f" (in {line})" if line else ""
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        missing = str(error.missing_cfg_file).removesuffix(".yaml").lstrip("/")
-        group, _, name = missing.rpartition("/")
-        if not group:
-            return Problem(f"there is no config '{missing}'{inside}")
-        names = [o.name for o in paths.options(group, list(folders))] or list(error.options or [])
-        inside = "" if line.startswith((f"{group}=", f"+{group}=")) else inside
-        what = f"unknown option '{name}' in group '{group}'{inside}"
-        return Problem(what, suggest(name, names), "" if group.startswith("hydra/") else f"runner ls {group}")
-    text = [part.strip() for part in str(error).splitlines() if part.strip()]
-    first = text[0] if text else _one_line(error.__cause__ or error)
-    if first.startswith("Could not override") and line and cfg is not None:
-        return _misplaced(line, cfg)
-    if "appears more than once" in first and line.startswith("+experiment="):
-        return Problem(f"a second experiment is chosen{inside}", "one at a time; several jobs: -m +experiment=a,b")
-    if isinstance(error.__cause__, OmegaConfBaseException):
-        first = f"{first}: {_one_line(error.__cause__)}" if first != _one_line(error.__cause__) else first
-    if type(error).__module__.startswith("yaml"):
-        return Problem(f"a YAML file cannot be read{inside}: {' '.join(text)}", "check its indentation and quotes")
-    hint = text[1] if len(text) > 1 and "HYDRA" not in text[1] else ""
-    return Problem(f"cannot compose the configuration{inside}: {first}", hint)
-
-
-def _misplaced(line: str, cfg: DictConfig) -> Problem:
-    """A group that is chosen inside another one (`head`, `task`) was named without its place, or with a wrong one."""
-    key, _, option = line.partition("=")
-    group, _, package = key.partition("@")
-    places = [str(k) for k in cfg.hydra.runtime.choices if str(k).startswith(f"{group}@")]
-    if places:
-        what = f"'{line}' does not say which {group}" if not package else f"there is no {group} at '{package}'"
-        return Problem(what, f"choose one: {', '.join(f'{p}={option}' for p in sorted(places))}", f"runner ls {group}")
-    if "." in key:
-        return Problem(f"unknown key '{key}'", _near(key, cfg))
-    return Problem(f"'{group}' is not part of this configuration", f"add it with '+{line}'")
 
 
 def without_hydra(cfg: DictConfig) -> DictConfig:
