@@ -131,6 +131,17 @@ def test_status_of_a_folder_has_a_line_per_run(runner, folder):
         assert lines[1].endswith("depth abs_err 0.25")
 
 
+def test_status_of_a_folder_goes_on_after_damaged_runs(runner, folder):
+    make_run(folder / "whole")
+    make_run(folder / "cut")
+    (folder / "cut" / "result.json").write_text("")
+    answer = runner("status", str(folder))
+    assert answer.code == 0
+    lines = {line.split()[0]: line for line in answer.out.splitlines() if line}
+    assert "result.json is damaged" in lines["cut"]
+    assert "abs_err 0.25" in lines["whole"]
+
+
 def test_status_for_scripts(runner, folder):
     make_run(folder / "a")
     (only,) = json.loads(runner("status", "--json").out)

@@ -58,6 +58,14 @@ def test_a_score_that_is_not_a_number_never_wins():
     assert selection.best_step == 2
 
 
+def test_last_takes_the_last():
+    selection = Selection("last", TASKS, None)
+    for step, loss in enumerate((3.0, 1.0, 2.0, float("nan"))):
+        selection.update(step, results(seg_loss=loss, depth_loss=loss))
+        assert selection.best_step == step and selection.waited == 0 and not selection.exhausted
+    assert "relative_loss" in selection.extra()[""]
+
+
 def test_state_survives_json():
     selection = Selection("auto", TASKS, 3)
     selection.update(1, results(seg_loss=0.1, depth_loss=1 / 3))

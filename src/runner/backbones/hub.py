@@ -27,8 +27,7 @@ def local_checkpoint(pretrained: str, key: str = "backbone.pretrained") -> Path:
     where = f"{key}={pretrained}"
     path = Path(pretrained).expanduser()
     if not path.is_dir():
-        local = path.exists() or path.is_absolute() or pretrained.startswith((".", "~"))
-        if local or not _HUB_ID.fullmatch(pretrained):
+        if not may_be_on_hub(pretrained):
             raise UserError(
                 f"{where}: there is no such directory",
                 "give a directory with config.json and model.safetensors, a Hugging Face hub id, or null",
@@ -49,6 +48,13 @@ def local_checkpoint(pretrained: str, key: str = "backbone.pretrained") -> Path:
             "load it once where you trust it and write it again with save_pretrained()",
         )
     return path
+
+
+def may_be_on_hub(pretrained: str) -> bool:
+    """Whether it reads like a hub id rather than like a path."""
+    path = Path(pretrained).expanduser()
+    local = path.exists() or path.is_absolute() or pretrained.startswith((".", "~"))
+    return not local and _HUB_ID.fullmatch(pretrained) is not None
 
 
 def is_local(pretrained: str) -> bool:
@@ -91,7 +97,10 @@ def _from_hub(hub_id: str, where: str) -> Path:
 def _missing_shards(path: Path) -> list[str]:
     """Files that an index of shards names and that are not there, as after an interrupted download."""
     try:
-        indices = [json.loads(index.read_text())["weight_map"] for index in path.glob("*.safetensors.index.json")]
+        indices = [
+            json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            for index in path.glob("*.safetensors.index.json")
+        ]
     except (OSError, ValueError, KeyError):
         return []  # a damaged index: loading says so
     shards = {shard for index in indices for shard in index.values()}

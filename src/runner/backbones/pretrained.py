@@ -77,7 +77,7 @@ def make_trunk(
 def read_config(directory: Path, pretrained: str, family: str) -> PretrainedConfig:
     """The checkpoint's configuration; its family is checked before anything is loaded."""
     try:
-        found = json.loads((directory / "config.json").read_text()).get("model_type")
+        found = json.loads((directory / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError) as error:
         raise UserError(f"backbone.pretrained={pretrained}: config.json cannot be read: {error}") from error
     if found != family:

@@ -149,5 +149,5 @@ def _resize(x_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
 def _statistics(folder: Path) -> tuple[list[float], list[float]]:
     """Mean and deviation of the images it was trained on."""
     path = folder / "preprocessor_config.json"
-    found = json.loads(path.read_text()) if path.is_file() else {}
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return list(found.get("image_mean") or IMAGENET_MEAN), list(found.get("image_std") or IMAGENET_STD)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from runner.cli.hydra_value import readable
 from runner.errors import Problem, UserError, suggest
 
 HYDRA_VALUED = {
@@ -69,7 +70,7 @@ def split_hydra(arguments: Sequence[str], verb: str) -> HydraArguments:
     while rest:
         word = rest.pop(0)
         if not word.startswith("-"):
-            found.overrides.append(word)
+            found.overrides.append(readable(word))
             continue
         name, equals, value = word.partition("=")
         if word == "--":

@@ -18,6 +18,15 @@ def hydra_value(value: Any) -> str:
     return _quote(value) if isinstance(value, str) else json.dumps(value)
 
 
+def readable(word: str) -> str:
+    """An override with quotes around values that the grammar refuses for their letters alone, as in `out=Läufe`."""
+    key, equals, value = word.partition("=")
+    if not equals or value.isascii() or any(mark in value for mark in "'\"{}()=:$\\"):
+        return word
+    parts = re.split(r"([\[\],])", value)
+    return f"{key}={''.join(part if part.isascii() else _quote(part.strip()) for part in parts)}"
+
+
 def _quote(text: str) -> str:
     """A quoted text; backslashes are plain there unless a quote follows."""
     escaped = re.sub(r"(\\*)'", lambda m: m[1] * 2 + "\\'", text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -84,7 +85,7 @@ def run(arguments: Sequence[str]) -> int:
         if size and not any(name in flags for name in FORMATS):
             print(f"\npage: {target} ({size / 1e6:.1f} MB)")
     elif not any(name in flags for name in FORMATS):
-        print(f"\npage with curves and configurations: runner report {' '.join(given)} --html report.html")
+        print(f"\npage with curves and configurations: runner report {shlex.join(given)} --html report.html")
     return EXIT_DONE
 
 

@@ -69,7 +69,11 @@ def _print_many(found: list[Path], folder: Path) -> None:
             rows.append([str(path.relative_to(folder)), "damaged", "", "", ""])
             continue
         step, _ = runs.last_metrics(path)
-        rows.append([str(path.relative_to(folder)), status(info), str(step), age(info), headline(path)])
+        try:
+            result = headline(path)
+        except UserError:
+            result = "result.json is damaged"
+        rows.append([str(path.relative_to(folder)), status(info), str(step), age(info), result])
     print_table(["run", "status", "step", "started", "result"], rows)
 
 

@@ -35,7 +35,7 @@ def on_tasks(config: Mapping[str, Any], tasks: Sequence[str], name: str) -> dict
         given = config.get(section) or {}
         shared = keys_of(plain["_target_"]) if section == "architecture" else {}
         derived[section] = deepcopy(plain) | {key: deepcopy(given[key]) for key in shared if key in given}
-    if derived["trainer"]["select"].partition("/")[0] not in tasks:
+    if derived["trainer"]["select"].partition("/")[0] not in ("last", *tasks):
         derived["trainer"]["select"] = "auto"
     return derived
 

@@ -98,16 +98,16 @@ def task_selection(config: Config, report: Report) -> None:
 
 
 def selection_metric(config: Config, report: Report) -> None:
-    """`trainer.select` is auto or task/metric, with a task that is trained."""
+    """`trainer.select` is auto, last or task/metric, with a task that is trained."""
     select = config["trainer"]["select"]
-    if select == "auto":
+    if select in ("auto", "last"):
         return
     names = _chosen(config)
     task, slash, metric = select.partition("/")
     if not slash or not metric:
         report.add(
             "trainer.select",
-            f"trainer.select={select} is not auto or task/metric",
+            f"trainer.select={select} is not auto, last or task/metric",
             f"such as {next(iter(names), 'task')}/METRIC",
         )
     elif task not in names:
@@ -181,6 +181,9 @@ def patience(config: Config, report: Report) -> None:
     if trainer["patience"] is not None and trainer["eval_every"] is None:
         what = "trainer.patience counts evaluations, but trainer.eval_every=null makes none before the end"
         report.add("trainer.patience", what, "set trainer.eval_every")
+    if trainer["patience"] is not None and trainer["select"] == "last":
+        what = "trainer.patience waits for a better checkpoint, and trainer.select=last takes the last one"
+        report.add("trainer.patience", what, "leave one of the two out")
 
 
 def ema_decay(config: Config, report: Report) -> None:
@@ -275,7 +278,7 @@ CHECKS: tuple[tuple[tuple[str, ...], Callable[[Config, Report], None]], ...] = (
     (("trainer.precision", "launch.device"), half_precision),
     (("mixture.tasks", "tasks"), task_selection),
     (("mixture.tasks", "tasks", "trainer.select"), selection_metric),
-    (("trainer.patience", "trainer.eval_every"), patience),
+    (("trainer.patience", "trainer.eval_every", "trainer.select"), patience),
     (("trainer.ema",), ema_decay),
     (("name",), run_name),
     (("launch",), launch_settings),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -88,14 +89,17 @@ def _provide(run: RunDirectory, wanted: Sequence[needs.Need]) -> int:
         return EXIT_DONE
     if code == EXIT_STOPPED:
         run.update(status="STOPPED")
-        print(f"stopped before {run.path} started\n  see: runner resume {run.path}", file=sys.stderr)
+        print(f"stopped before {run.path} started\n  see: runner resume {shlex.quote(str(run.path))}", file=sys.stderr)
         return EXIT_STOPPED
     words = ", ".join(map(str, lost))
     if all(need.role == "baseline" for need in lost):
         print(f"warning: there is no {words}: the result will have no Δm", file=sys.stderr)
         return EXIT_DONE
     run.update(status="FAILED", message=f"there is no {words}")
-    print(f"error: {run.path} cannot start: there is no {words}\n  see: runner resume {run.path}", file=sys.stderr)
+    print(
+        f"error: {run.path} cannot start: there is no {words}\n  see: runner resume {shlex.quote(str(run.path))}",
+        file=sys.stderr,
+    )
     return EXIT_FAILED
 
 
@@ -139,7 +143,7 @@ def _work(run: RunDirectory) -> int:
     code, stopped = _attend(worker_command(run.path), environments(run.config()))
     code, words = settle(run, code, stopped)
     if words:
-        print(f"error: {words}\n  see: runner resume {run.path}", file=sys.stderr)
+        print(f"error: {words}\n  see: runner resume {shlex.quote(str(run.path))}", file=sys.stderr)
     return code
 
 

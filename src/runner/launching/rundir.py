@@ -191,7 +191,9 @@ def git_state() -> tuple[dict[str, Any] | None, str]:
 
     def git(*arguments: str) -> str:
         here = Path(__file__).parent
-        return subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True).stdout
+        command = ["git", "-C", str(here), *arguments]
+        found = subprocess.run(command, capture_output=True, check=True).stdout
+        return found.decode("utf-8", errors="replace")  # a diff holds files in any encoding
 
     try:
         # An installed package may lie inside somebody else's checkout: only a tracked file of ours counts.

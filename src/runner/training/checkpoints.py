@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import random
+import shlex
 import shutil
 import warnings
 import zlib
@@ -218,7 +219,7 @@ def check_inputs(checkpoint: Path, inputs: InputSpec) -> None:
 def is_whole(path: Path) -> bool:
     """Whether DONE is there and every file has the size and checksum that it states."""
     try:
-        listed = json.loads((path / "DONE").read_text())
+        listed = json.loads((path / "DONE").read_text(encoding="utf-8"))
         return all(
             (path / name).stat().st_size == size and crc32(path / name) == crc for name, (size, crc) in listed.items()
         )
@@ -247,7 +248,7 @@ def _writing(root: Path, write: Callable[[], Any], temporary: Path | None = None
         raise RunFailed(
             f"the checkpoint could not be written to {root}: {reason} ({free / 2**20:.0f} MiB free)",
             "earlier checkpoints are untouched: free some space, then continue the run",
-            f"runner resume {root.parent}",
+            f"runner resume {shlex.quote(str(root.parent))}",
         ) from error
 
 

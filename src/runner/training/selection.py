@@ -9,14 +9,17 @@ from typing import Any
 from runner.errors import UserError, suggest
 from runner.tasks.base import Task
 
+PLAIN = ("auto", "last")
+"""Values of `trainer.select` that name no task."""
+
 
 class Selection:
     """Follows one number on the validation split.
 
     Args:
-        select: "auto" or "task/metric". Auto is the mean over tasks of the validation loss divided by the loss of the
-            run's first evaluation: task losses have different units, and metrics with fractions, metres and degrees
-            cannot be averaged. Lower is better.
+        select: "auto", "task/metric" or "last". Auto is the mean over tasks of the validation loss divided by the loss
+            of the run's first evaluation: task losses have different units, and metrics with fractions, metres and
+            degrees cannot be averaged. Lower is better. With "last" every evaluation is better than those before.
         tasks: name → task.
         patience: evaluations without a better score until `exhausted`; None never.
 
@@ -28,7 +31,7 @@ class Selection:
         self.select = select
         self.patience = patience
         self.sign = 1.0
-        if select != "auto":
+        if select not in PLAIN:
             self.task, _, self.metric = select.partition("/")
             if self.task not in tasks:
                 raise UserError(f"trainer.select={select}: there is no task '{self.task}'", suggest(self.task, tasks))
@@ -49,9 +52,8 @@ class Selection:
     def update(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
         """Take in one evaluation. The first counts as the best, also where its score is not a number."""
         self.score = self._score(results)
-        better = self.best_score is None or (
-            math.isfinite(self.score) and not self.sign * self.score >= self.sign * self.best_score
-        )
+        better = self.select == "last" or self.best_score is None
+        better = better or (math.isfinite(self.score) and not self.sign * self.score >= self.sign * self.best_score)
         if better:
             self.best_score, self.best_step, self.waited = self.score, step, 0
             self.best_results = {task: dict(values) for task, values in results.items()}
@@ -65,10 +67,10 @@ class Selection:
 
     def extra(self) -> dict[str, dict[str, float]]:
         """What a log needs besides the results themselves: the number that "auto" follows."""
-        return {"": {"relative_loss": self.score}} if self.select == "auto" else {}
+        return {"": {"relative_loss": self.score}} if self.select in PLAIN else {}
 
     def _score(self, results: Mapping[str, Mapping[str, float]]) -> float:
-        if self.select != "auto":
+        if self.select not in PLAIN:
             return results[self.task][self.metric]
         losses = {name: values["loss"] for name, values in results.items() if not math.isnan(values["loss"])}
         self.first = {name: abs(loss) or 1.0 for name, loss in losses.items()} | self.first

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from runner.backbones.hub import is_local
+from runner.backbones.hub import is_local, may_be_on_hub
 from runner.config.build import build, locate
 from runner.config.schema import TrainerConfig
-from runner.errors import UserError
+from runner.errors import UserError, suggest
 from runner.mixtures.stream import steps_per_epoch
 from runner.training.assemble import Parts, assemble, counted_as_shared, probe_group, trainable
 from runner.training.cost import Cost, forward_cost, in_shapes_only, in_words, measure
@@ -28,9 +29,15 @@ def print_summary(config: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     settings = TrainerConfig(**config["trainer"])
     missing: set[str] = set()
+    given = config["backbone"]
     config = without_weights(config, missing)
     for name in sorted(missing):
-        console.print(f"weights   '{name}' is not on this machine: it is downloaded when the run starts")
+        console.print(f"weights   '{name}' is not on this machine: it is downloaded when the run starts{near(name)}")
+    if given.get("pretrained") in missing and given.get("size", "") is None:
+        raise UserError(
+            f"backbone.size=null takes the size of '{given['pretrained']}', which is not on this machine",
+            f"check the path, download it (hf download {given['pretrained']}), or set backbone.size",
+        )
     try:
         parts = assemble(config, must_have_data=False)
     except UserError:
@@ -69,10 +76,20 @@ def without_weights(config: Mapping[str, Any], missing: set[str], key: str = "")
         return {k: without_weights(v, missing, str(k)) for k, v in config.items()}
     if isinstance(config, list):
         return [without_weights(v, missing) for v in config]
-    if key in ("pretrained", "checkpoint") and isinstance(config, str) and not is_local(config):
+    wanted = key in ("pretrained", "checkpoint") and isinstance(config, str)
+    if wanted and may_be_on_hub(config) and not is_local(config):  # what is wrong with a path is said on loading
         missing.add(config)
         return None
     return config
+
+
+def near(name: str) -> str:
+    """What a checkpoint that is not there may have been meant to be: a folder beside it."""
+    path = Path(name).expanduser()
+    if path.is_absolute() or not path.parent.name or not path.parent.is_dir():
+        return ""
+    beside = [str(path.parent / place.name) for place in path.parent.iterdir() if place.is_dir()]
+    return f"; or is it a folder of yours? {suggest(name, beside)}" if beside else ""
 
 
 def _parameter_table(parts: Parts) -> Table:
