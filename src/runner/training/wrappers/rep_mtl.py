@@ -49,6 +49,10 @@ class RepMTL(Wrapper):
         M_bt = S_bt S_btᵀ,  Â_b = A_b A_bᵀ,  A_b (C, T) the mean of S_b over positions
         L_csa = mean over examples b of mean over tasks t of -log [exp(cos(Â_b, M_bt)/τ) / Σ_{k≠b} exp(cos(Â_b, Â_k)/τ)]
 
+    Both are minimised, as the paper has it: high entropy over tasks counts as sharing too much, and penalising it makes
+    every position serve few tasks. The authors' repository (Jacky1128/Rep-MTL) has held no code so far that would say
+    what the equations leave open. S is not detached here: the penalties would have no gradient at all.
+
     Both depend on the weights through S, so gradients are taken through the heads twice. Z is the coarsest level of the
     pyramid that two tasks of a group read, else the tokens, else the pooled vector. Only groups with labels for two or
     more tasks count. The examples of the whole step are one another's negatives, however it was split: with
