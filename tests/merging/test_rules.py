@@ -16,6 +16,7 @@ from runner.merging.engine import Engine
 from runner.merging.linalg import orthogonalise, thin_svd
 from runner.merging.memory import merge_in_memory
 from runner.merging.rules.average import Average
+from runner.merging.rules.frank_wolfe import FrankWolfe
 from runner.merging.rules.knots import Knots
 from runner.merging.rules.masks import Consensus, Emr, TallMask
 from runner.merging.rules.model_stock import MetaGPT, ModelStock
@@ -371,6 +372,20 @@ def test_iso_has_an_even_spectrum():
 def test_iso_cts_without_room_for_tasks_is_iso_c():
     a, b = random(6, 5), random(6, 5, seed=1)
     same(weights(IsoCts(common=1.0), a, b, base=torch.zeros(6, 5)), weights(IsoC(), a, b, base=torch.zeros(6, 5)), 1e-5)
+
+
+@pytest.mark.parametrize("kind", [TsvM, IsoC, IsoCts, Wudi, FrankWolfe])
+def test_filters_are_averaged_or_matrices(kind):
+    """What `pre` does to a filter it does to the filter, not to a matrix."""
+    filters = [random(4, 3, 2, 2, seed=s) for s in range(3)]
+    base = random(4, 3, 2, 2, seed=9)
+    tau = sum(f - base for f in filters) / 3
+    same(weights(kind(scale=0.5), *filters, base=base), base + 0.5 * tau, 1e-5)
+    trim = {"_target_": "runner.merging.transforms.trim.Trim", "density": 0.5}
+    for pre in ([], [trim]):
+        found = weights(kind(scale=0.5, kernels="matrix", pre=pre), *filters, base=base)
+        flat = weights(kind(scale=0.5, pre=pre), *(f.flatten(1) for f in filters), base=base.flatten(1))
+        same(found.flatten(1), flat, 1e-5)
 
 
 def test_knots_mean_is_the_mean():

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -18,19 +18,43 @@ from runner.merging.linalg import is_matrix, orthogonalise, thin_svd
 
 @dataclass(kw_only=True)
 class MatrixMerge(TaskVectorMerge):
-    """A rule for matrices; everything else (biases, norms, filters) is the mean of the task vectors."""
+    """A rule for matrices; everything else (biases, norms) is the mean of the task vectors.
+
+    Attributes:
+        kernels: the filters of convolutions: their "mean", as published, or a "matrix" of outputs × everything else.
+    """
 
     unit: ClassVar[Unit] = "tensor"
     copies: ClassVar[int] = 6
+
+    kernels: Literal["mean", "matrix"] = "mean"
 
     @abstractmethod
     def combine_matrix(self, block: Block) -> Tensor:
         """The merged task vector of a matrix (m, n)."""
 
     def combine(self, block: Block, state: Any) -> Tensor:
-        if is_matrix(block.models[0]):
+        first = block.models[0]
+        if is_matrix(first):
             return self.combine_matrix(block)
+        if self.kernels == "matrix" and first.ndim > 2 and is_matrix(first.flatten(1)):
+            return self.combine_matrix(as_matrix(block)).view(first.shape)
         return summed(block).div_(len(block))
+
+
+def as_matrix(block: Block) -> Block:
+    """A block of filters (out, in, …) as one of matrices (out, in · …); `pre` sees the filters."""
+    shape = block.models[0].shape
+
+    def flattened(change: Callable[[Tensor, Block, int], Tensor]) -> Callable[[Tensor, Block, int], Tensor]:
+        return lambda tau, _, index: change(tau.view(shape), block, index).flatten(1)
+
+    return replace(
+        block,
+        base=None if block.base is None else block.base.flatten(1),
+        models=[model.flatten(1) for model in block.models],
+        changes=[flattened(change) for change in block.changes],
+    )
 
 
 def summed(block: Block) -> Tensor:
