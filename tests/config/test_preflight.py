@@ -98,19 +98,20 @@ def test_checking_any_mixture_imports_no_torch():
     code = """
 import sys
 from runner.config import paths
-from runner.config.compose import compose
-from runner.config.freeze import finalize
+from runner.config.compose import composer
+from runner.config.freeze import finalize, resolve
+from runner.config.preflight import check_data
+from runner.config.static import Report
 from runner.errors import UserError
-for option in paths.options("mixture"):
-    try:
-        finalize(compose("train", [f"mixture={option.name}"]), data=False)
-    except UserError:
-        pass
-    from runner.config.preflight import check_data
-    from runner.config.freeze import resolve
-    from runner.config.static import Report
-    check_data(resolve(compose("train", [f"mixture={option.name}"]), Report()))
-    print(option.name, sorted({"torch", "transformers", "datasets", "pandas"} & set(sys.modules)))
+with composer("train") as compose:
+    for option in paths.options("mixture"):
+        chosen = [f"mixture={option.name}"]
+        try:
+            finalize(compose(chosen, False), data=False)
+        except UserError:
+            pass
+        check_data(resolve(compose(chosen, False), Report()))
+        print(option.name, sorted({"torch", "transformers", "datasets", "pandas"} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [f"{option.name} []" for option in paths.options("mixture")]

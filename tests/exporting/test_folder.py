@@ -137,7 +137,9 @@ def test_an_export_starts_another_run(dense, tmp_path):
 
 def test_an_export_teaches_as_it_was_trained(dense, tmp_path):
     """A backbone whose settings transformers does not know gives the maps of the run, not those of `AutoModel`."""
-    run = trained(tmp_path, *TINY, "tasks=[depth]", "backbone.stem_pool=false", "mixture.train=16")
+    run = trained(
+        tmp_path, *TINY, "trainer.max_steps=2", "tasks=[depth]", "backbone.stem_pool=false", "mixture.train=16"
+    )
     export(run, tmp_path / "ex", "best", None, None)
     teacher = open_teacher(str(tmp_path / "ex"), "wrapper.teachers.depth").train()
     assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
