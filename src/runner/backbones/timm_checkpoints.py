@@ -42,6 +42,26 @@ def is_timm(directory: Path, pretrained: str) -> bool:
     return "model_type" not in about and isinstance(about.get("architecture"), str)
 
 
+def match_architecture(directory: Path, pretrained: str, pattern: re.Pattern[str], plain: str) -> re.Match[str]:
+    """What the architecture that config.json names matches.
+
+    Args:
+        pattern: of the architectures that are read. plain: says in words what they are.
+
+    Raises:
+        UserError: it is another one.
+    """
+    architecture = str(read_about(directory, pretrained).get("architecture"))
+    found = pattern.fullmatch(architecture)
+    if found is None:
+        raise UserError(
+            f"backbone.pretrained={pretrained} is a checkpoint of '{architecture}', this backbone is {plain}",
+            "choose the backbone of that family",
+            "runner ls backbone",
+        )
+    return found
+
+
 def refuse_strange(names: Sequence[str], pretrained: str, plain: str) -> None:
     """Raise UserError for tensors that a plain network of the family does not have: it would compute otherwise."""
     if names:

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModel, PreTrainedModel, ResNetConfig
 
 from runner.backbones.pretrained import Presets, check_size
-from runner.backbones.timm_checkpoints import fill, read_about, read_tensors, refuse_strange
+from runner.backbones.timm_checkpoints import fill, match_architecture, read_tensors, refuse_strange
 from runner.errors import UserError
 
 ARCHITECTURE = re.compile(r"resnet(18|34|50|101|152)")
@@ -35,15 +35,7 @@ def make_timm_trunk(directory: Path, pretrained: str, presets: Presets, size: st
     Raises:
         UserError: it is another kind of network, or does not hold what it should.
     """
-    architecture = str(read_about(directory, pretrained)["architecture"])
-    named = ARCHITECTURE.fullmatch(architecture)
-    if named is None:
-        raise UserError(
-            f"backbone.pretrained={pretrained} is a checkpoint of '{architecture}', this backbone is a plain ResNet "
-            "(resnet50, …)",
-            "choose the backbone of that family",
-            "runner ls backbone",
-        )
+    match_architecture(directory, pretrained, ARCHITECTURE, "a plain ResNet (resnet50, …)")
     state, strange = renamed(read_tensors(directory, pretrained))
     refuse_strange(strange, pretrained, "a plain ResNet")
     config = _config(state, pretrained)

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModel, PreTrainedModel, ViTConfig
 
 from runner.backbones.pretrained import Presets, check_size
-from runner.backbones.timm_checkpoints import fill, read_about, read_tensors, refuse_strange
+from runner.backbones.timm_checkpoints import fill, match_architecture, read_about, read_tensors, refuse_strange
 from runner.errors import UserError
 
 ARCHITECTURE = re.compile(r"(?:vit|deit)_(tiny|small|base|large|huge)_patch\d+_\d+")
@@ -61,18 +61,11 @@ def make_timm_trunk(
     Raises:
         UserError: it is another kind of network, or does not hold what it should.
     """
-    about = read_about(directory, pretrained)
-    named = ARCHITECTURE.fullmatch(str(about["architecture"]))
-    if named is None:
-        raise UserError(
-            f"backbone.pretrained={pretrained} is a checkpoint of '{about['architecture']}', this backbone is a plain "
-            "ViT (vit_base_patch16_384, …)",
-            "choose the backbone of that family",
-            "runner ls backbone",
-        )
+    named = match_architecture(directory, pretrained, ARCHITECTURE, "a plain ViT (vit_base_patch16_384, …)")
     state, strange = renamed(read_tensors(directory, pretrained))
     refuse_strange(strange, pretrained, "a plain ViT")
-    heads = (about.get("model_args") or {}).get("num_heads") or HEADS[named[1]]
+    given = read_about(directory).get("model_args") or {}
+    heads = given.get("num_heads") or HEADS[named[1]]
     config = _config(state, int(heads), pretrained)
     check_size(config, presets, size, pretrained)
     config.update({key: value for key, value in settings.items() if value is not None})
