@@ -15,8 +15,9 @@ import numpy as np
 from runner.config.kinds import NonNegativeFloat, NonNegativeInt, PositiveInt
 from runner.errors import Problem, UserError
 from runner.mixtures.base import Dataset, Example, Split
+from runner.mixtures.encoded import Encoded, open_images
 from runner.mixtures.from_sources import FromSources
-from runner.mixtures.images import Encoded, ImageSource, open_images
+from runner.mixtures.images import ImageSource
 from runner.mixtures.locate import locate
 from runner.mixtures.published import Download, Progress, Published
 from runner.specs import InputSpec
