@@ -112,7 +112,7 @@ def once() -> dict[str, tuple[Mixture, InputSpec]]:
     return {}
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=[pytest.param(n, marks=pytest.mark.slow) if n == "sentences_merge" else n for n in NAMES])
 def opened(request: pytest.FixtureRequest, data_root, once) -> tuple[Mixture, InputSpec]:
     name = request.param
     if name not in once:

@@ -133,6 +133,7 @@ def test_experts_apart_have_seeds_of_their_own() -> None:
     assert len({*seeds, 5}) == len(seeds) + 1 and len({n.signature for n in apart}) == len(apart)
 
 
+@pytest.mark.slow
 def test_a_run_with_baselines_from_the_command_line(tmp_path: Path) -> None:
     first = runner("train", *BASE, "baseline=auto", "weighting=si", f"output_dir={tmp_path}")
     assert first.returncode == 0, first.stderr

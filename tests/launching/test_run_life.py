@@ -102,7 +102,13 @@ def test_an_edited_config_is_refused(finished, tmp_path):
     assert done.returncode == 2 and "was changed" in done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)),
+    ],
+)
 def test_a_stop_signal_saves_and_resuming_ends_in_the_same_bits(finished, tmp_path, number):
     run = tmp_path / "run"
     command = [sys.executable, "-m", "runner", "train", *TINY, *STEPS, "name=tiny", f"run_dir={run}"]

@@ -193,6 +193,7 @@ def test_what_a_stop_signal_means(log, number, state, restarts, requeued):
     assert ("max_attempts=20 are used up" in done.stdout) == (restarts == 19)
 
 
+@pytest.mark.slow
 def test_too_many_starts_end_the_job(log):
     place = submit("seed=0,1", "name=ok")
     done = run_element(place, SLURM_RESTART_COUNT="20")

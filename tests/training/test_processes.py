@@ -62,7 +62,7 @@ def test_micro_batches_of_other_methods_equal_one_batch(single, tmp_path, weight
     assert_same(single(weighting), many)
 
 
-@pytest.mark.parametrize("weighting", ["equal", "pcgrad"])
+@pytest.mark.parametrize("weighting", [pytest.param("equal", marks=pytest.mark.slow), "pcgrad"])
 def test_micro_batches_equal_one_batch(single, tmp_path, weighting):
     many = train(tmp_path, *EXACT, f"weighting={weighting}", "name=many", "trainer.accumulation=4")
     assert_same(single(weighting), many)
