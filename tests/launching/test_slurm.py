@@ -159,6 +159,8 @@ def run_element(place: SweepDirectory, *numbers: int, **variables: str) -> subpr
     def send() -> None:
         deadline = time.monotonic() + 20
         while not list(place.path.glob("jobs/000-*/environment.json")) and time.monotonic() < deadline:
+            if process.poll() is not None:
+                return
             time.sleep(0.01)
         for number in numbers:
             process.send_signal(number)
@@ -193,7 +195,6 @@ def test_what_a_stop_signal_means(log, number, state, restarts, requeued):
     assert ("max_attempts=20 are used up" in done.stdout) == (restarts == 19)
 
 
-@pytest.mark.slow
 def test_too_many_starts_end_the_job(log):
     place = submit("seed=0,1", "name=ok")
     done = run_element(place, SLURM_RESTART_COUNT="20")
