@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import signal
@@ -53,7 +54,7 @@ def test_the_directory_holds_what_the_design_names(finished):
     info = json.loads((finished / "run.json").read_text())
     assert info["status"] == "COMPLETED" and len(info["attempts"]) == 1
     assert info["signature"] in finished.name
-    assert info["packages"]["torch"] == torch.__version__
+    assert info["packages"]["torch"] == importlib.metadata.version("torch")
     assert info["argv"][0] == "train"
     best = (finished / "checkpoints" / "best").resolve()
     assert (best / "DONE").exists()
