@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +62,36 @@ def match_architecture(directory: Path, pretrained: str, pattern: re.Pattern[str
     return found
 
 
-def refuse_strange(names: Sequence[str], pretrained: str, plain: str) -> None:
-    """Raise UserError for tensors that a plain network of the family does not have: it would compute otherwise."""
-    if names:
+def read_renamed(
+    directory: Path,
+    pretrained: str,
+    rename: Callable[[str, Tensor], dict[str, Tensor]],
+    head: Sequence[str],
+    plain: str,
+) -> dict[str, Tensor]:
+    """A checkpoint's tensors under other names; those of the classifier keep theirs.
+
+    Args:
+        rename: what a tensor becomes; nothing for one that a plain network of the family does not have.
+        head: patterns of the classifier's tensors.
+        plain: says in words what a plain network is.
+
+    Raises:
+        UserError: files are damaged, or a tensor means nothing: the network would compute otherwise.
+    """
+    state: dict[str, Tensor] = {}
+    strange = []
+    for name, tensor in read_tensors(directory, pretrained).items():
+        beside = any(re.search(pattern, name) for pattern in head)
+        found = {name: tensor} if beside else rename(name, tensor)
+        state |= found
+        strange += [] if found else [name]
+    if strange:
         raise UserError(
-            f"backbone.pretrained={pretrained} computes otherwise than {plain}: it holds {_some(names)}",
+            f"backbone.pretrained={pretrained} computes otherwise than {plain}: it holds {_some(sorted(strange))}",
             "variants (other norms, stems, poolings, distilled tokens) are not read",
         )
+    return state
 
 
 def read_architecture(directory: Path, pretrained: str, family: str) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModel, PreTrainedModel, ResNetConfig
 
 from runner.backbones.pretrained import Presets, check_size
-from runner.backbones.timm_checkpoints import fill, match_architecture, read_tensors, refuse_strange
+from runner.backbones.timm_checkpoints import fill, match_architecture, read_renamed
 from runner.errors import UserError
 
 ARCHITECTURE = re.compile(r"resnet(18|34|50|101|152)")
@@ -36,8 +36,7 @@ def make_timm_trunk(directory: Path, pretrained: str, presets: Presets, size: st
         UserError: it is another kind of network, or does not hold what it should.
     """
     match_architecture(directory, pretrained, ARCHITECTURE, "a plain ResNet (resnet50, …)")
-    state, strange = renamed(read_tensors(directory, pretrained))
-    refuse_strange(strange, pretrained, "a plain ResNet")
+    state = read_renamed(directory, pretrained, renamed, HEAD, "a plain ResNet")
     config = _config(state, pretrained)
     check_size(config, presets, size, pretrained)
     trunk = AutoModel.from_config(config)
@@ -45,27 +44,18 @@ def make_timm_trunk(directory: Path, pretrained: str, presets: Presets, size: st
     return trunk
 
 
-def renamed(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors by the names of transformers, those of the classifier as they are; and names that mean nothing."""
-    state: dict[str, Tensor] = {}
-    strange = []
-    for name, tensor in tensors.items():
-        inside = re.fullmatch(r"layer(\d+)\.(\d+)\.(conv|bn)(\d)\.(\w+)", name)
-        beside = re.fullmatch(r"layer(\d+)\.(\d+)\.downsample\.([01])\.(\w+)", name)
-        if stem := re.fullmatch(r"(conv|bn)1\.(\w+)", name):
-            state[f"{STEM}.{PARTS[stem[1]]}.{stem[2]}"] = tensor
-        elif inside:
-            stage, layer, part, number, kind = inside.groups()
-            place = f"encoder.stages.{int(stage) - 1}.layers.{layer}.layer.{int(number) - 1}"
-            state[f"{place}.{PARTS[part]}.{kind}"] = tensor
-        elif beside:
-            stage, layer, part, kind = beside.groups()
-            state[f"encoder.stages.{int(stage) - 1}.layers.{layer}.shortcut.{PARTS[part]}.{kind}"] = tensor
-        elif any(re.search(pattern, name) for pattern in HEAD):
-            state[name] = tensor
-        else:
-            strange.append(name)
-    return state, sorted(strange)
+def renamed(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """A tensor by the name of transformers; nothing for one that a plain ResNet does not have."""
+    if stem := re.fullmatch(r"(conv|bn)1\.(\w+)", name):
+        return {f"{STEM}.{PARTS[stem[1]]}.{stem[2]}": tensor}
+    if inside := re.fullmatch(r"layer(\d+)\.(\d+)\.(conv|bn)(\d)\.(\w+)", name):
+        stage, layer, part, number, kind = inside.groups()
+        place = f"encoder.stages.{int(stage) - 1}.layers.{layer}.layer.{int(number) - 1}"
+        return {f"{place}.{PARTS[part]}.{kind}": tensor}
+    if beside := re.fullmatch(r"layer(\d+)\.(\d+)\.downsample\.([01])\.(\w+)", name):
+        stage, layer, part, kind = beside.groups()
+        return {f"encoder.stages.{int(stage) - 1}.layers.{layer}.shortcut.{PARTS[part]}.{kind}": tensor}
+    return {}
 
 
 def _config(state: Mapping[str, Tensor], pretrained: str) -> ResNetConfig:

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModel, PreTrainedModel, ViTConfig
 
 from runner.backbones.pretrained import Presets, check_size
-from runner.backbones.timm_checkpoints import fill, match_architecture, read_about, read_tensors, refuse_strange
+from runner.backbones.timm_checkpoints import fill, match_architecture, read_about, read_renamed
 from runner.errors import UserError
 
 ARCHITECTURE = re.compile(r"(?:vit|deit)_(tiny|small|base|large|huge)_patch\d+_\d+")
@@ -62,8 +62,7 @@ def make_timm_trunk(
         UserError: it is another kind of network, or does not hold what it should.
     """
     named = match_architecture(directory, pretrained, ARCHITECTURE, "a plain ViT (vit_base_patch16_384, …)")
-    state, strange = renamed(read_tensors(directory, pretrained))
-    refuse_strange(strange, pretrained, "a plain ViT")
+    state = read_renamed(directory, pretrained, renamed, HEAD, "a plain ViT")
     given = read_about(directory).get("model_args") or {}
     heads = given.get("num_heads") or HEADS[named[1]]
     config = _config(state, int(heads), pretrained)
@@ -74,27 +73,20 @@ def make_timm_trunk(
     return trunk
 
 
-def renamed(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors by the names of transformers, those of the classifier as they are; and names that mean nothing."""
-    state: dict[str, Tensor] = {}
-    strange = []
-    for name, tensor in tensors.items():
-        part, _, kind = name.rpartition(".")
-        block = re.fullmatch(r"blocks\.(\d+)\.(.+)", part)
-        if name in NAMES:
-            state[NAMES[name]] = tensor
-        elif part in NAMES:
-            state[f"{NAMES[part]}.{kind}"] = tensor
-        elif block and block[2] == "attn.qkv":
-            for letter, third in zip("qkv", tensor.chunk(3), strict=True):
-                state[f"layers.{block[1]}.attention.{letter}_proj.{kind}"] = third
-        elif block and block[2] in INSIDE:
-            state[f"layers.{block[1]}.{INSIDE[block[2]]}.{kind}"] = tensor
-        elif any(re.search(pattern, name) for pattern in HEAD):
-            state[name] = tensor
-        else:
-            strange.append(name)
-    return state, sorted(strange)
+def renamed(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """A tensor by the names of transformers; nothing for one that a plain ViT does not have."""
+    part, _, kind = name.rpartition(".")
+    block = re.fullmatch(r"blocks\.(\d+)\.(.+)", part)
+    if name in NAMES:
+        return {NAMES[name]: tensor}
+    if part in NAMES:
+        return {f"{NAMES[part]}.{kind}": tensor}
+    if block and block[2] == "attn.qkv":
+        thirds = zip("qkv", tensor.chunk(3), strict=True)
+        return {f"layers.{block[1]}.attention.{letter}_proj.{kind}": third for letter, third in thirds}
+    if block and block[2] in INSIDE:
+        return {f"layers.{block[1]}.{INSIDE[block[2]]}.{kind}": tensor}
+    return {}
 
 
 def _config(state: Mapping[str, Tensor], heads: int, pretrained: str) -> ViTConfig:
