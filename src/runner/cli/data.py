@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -144,7 +145,7 @@ def _say(name: str, report: object, folder: str | None) -> int:
         print_problems(report.problems)
         return EXIT_FAILED
     print(f"'{name}' is right")
-    own = f"--config-dir {folder} " if folder else ""
+    own = f"--config-dir {shlex.quote(folder)} " if folder else ""
     print(f"  train on it: runner train {own}mixture={name} --dry-run")
     return EXIT_DONE
 
