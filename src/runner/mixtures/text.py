@@ -98,7 +98,8 @@ class Texts(FromSources):
         checkpoint = self.tokenizer or pretrained
         words = any(label.form == "tags" for labels in self.labels.values() for label in labels.values())
         if checkpoint is not None:
-            self._encoder = Pretrained(checkpoint, max_length=self.max_length, words=words)
+            key = "mixture.tokenizer" if self.tokenizer else "backbone.pretrained"
+            self._encoder = Pretrained(checkpoint, max_length=self.max_length, words=words, key=key)
         else:
             self._encoder = WordPiece(
                 self._training_texts(),

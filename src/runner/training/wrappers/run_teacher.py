@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from runner.backbones.hub import local_checkpoint
+from runner.backbones.hub import PREPROCESSOR, local_checkpoint
 from runner.backbones.image import ImageBackbone
 from runner.backbones.teacher import Teacher, evenly
 from runner.errors import UserError
@@ -22,7 +22,7 @@ def open_teacher(pretrained: str, key: str) -> Teacher | RunTeacher:
     Raises:
         UserError: there is no such checkpoint, or it is no image encoder.
     """
-    folder = local_checkpoint(pretrained, key)
+    folder = local_checkpoint(pretrained, key, also=PREPROCESSOR)
     return RunTeacher(folder, key) if (Path(folder) / WHERE / "export.json").is_file() else Teacher(pretrained, key)
 
 
