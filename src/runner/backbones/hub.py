@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +56,18 @@ def local_checkpoint(pretrained: str, key: str = "backbone.pretrained", also: Se
     return path
 
 
+def local_config(pretrained: str, key: str = "backbone.pretrained") -> Path:
+    """The directory with a checkpoint's config.json, and perhaps nothing else: what it is, before it is downloaded."""
+    where = f"{key}={pretrained}"
+    return _directory(
+        pretrained, where, lambda: _cached(pretrained, ["config.json"]) or _from_hub(pretrained, where, ["config.json"])
+    )
+
+
 def local_tokenizer(checkpoint: str, key: str) -> Path:
     """The directory of a tokenizer's files, which may have no weights beside them; otherwise as `local_checkpoint`."""
     where = f"{key}={checkpoint}"
-    return _directory(checkpoint, where, lambda: _from_hub(checkpoint, where, ["config.json", *TOKENIZER]))
+    return _directory(checkpoint, where, lambda: _tokenizer_from_hub(checkpoint, where))
 
 
 def has_weights(path: Path) -> bool:
@@ -90,7 +101,7 @@ def hub_is_off() -> bool:
     return bool(constants.HF_HUB_OFFLINE)
 
 
-def _directory(given: str, where: str, download: Any) -> Path:
+def _directory(given: str, where: str, download: Callable[[], Path]) -> Path:
     path = Path(given).expanduser()
     if path.is_dir():
         return path
@@ -99,7 +110,7 @@ def _directory(given: str, where: str, download: Any) -> Path:
             f"{where}: there is no such directory",
             "give a directory with config.json and model.safetensors, a Hugging Face hub id, or null",
         )
-    return Path(download())
+    return download()
 
 
 def _weights_from_hub(hub_id: str, where: str, also: Sequence[str]) -> Path:
@@ -108,6 +119,12 @@ def _weights_from_hub(hub_id: str, where: str, also: Sequence[str]) -> Path:
         return cached
     path = _from_hub(hub_id, where, ["config.json", *SAFE, *also])
     return path if is_safe(path) else _from_hub(hub_id, where, ["config.json", *PICKLED, *also])
+
+
+def _tokenizer_from_hub(hub_id: str, where: str) -> Path:
+    wanted = ["config.json", *TOKENIZER]
+    cached = _cached(hub_id, wanted)
+    return cached if cached is not None and any(cached.glob("*token*")) else _from_hub(hub_id, where, wanted)
 
 
 def _cached_weights(hub_id: str, also: Sequence[str]) -> Path | None:
@@ -135,11 +152,28 @@ def _from_hub(hub_id: str, where: str, wanted: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        path = Path(snapshot_download(**_request(hub_id, wanted), etag_timeout=TIMEOUT_S))
+        with _calm(hub_id):
+            path = Path(snapshot_download(**_request(hub_id, wanted), etag_timeout=TIMEOUT_S))
     except Exception as error:  # of several libraries: no network, cut off, gated, not found, a full disk
         raise _explained(error, hub_id, where) from error
     log.info("%s: commit %s of the hub", where, path.name)
     return path
+
+
+@contextlib.contextmanager
+def _calm(hub_id: str) -> Iterator[None]:
+    """Progress bars on a terminal, one line elsewhere; of several processes the first speaks."""
+    from huggingface_hub import utils
+
+    if sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
+        yield
+        return
+    log.info("downloading %s from the Hugging Face hub", hub_id)
+    utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        utils.enable_progress_bars()
 
 
 def _request(hub_id: str, wanted: Sequence[str]) -> dict[str, Any]:

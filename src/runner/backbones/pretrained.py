@@ -19,7 +19,7 @@ import torch
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
-from runner.backbones.hub import is_safe, local_checkpoint
+from runner.backbones.hub import is_safe, local_checkpoint, local_config
 from runner.errors import Problem, UserError, suggest
 
 log = logging.getLogger(__name__)
@@ -67,9 +67,9 @@ def make_trunk(
             )
         config = AutoConfig.for_model(family, **{**presets[size], **(scratch or {}), **settings})
         return auto.from_config(config, **arguments)
+    check_size(read_config(local_config(pretrained), pretrained, family), presets, size, pretrained)
     directory = local_checkpoint(pretrained)
     config = read_config(directory, pretrained, family)
-    check_size(config, presets, size, pretrained)
     config.update(settings)
     return load_weights(auto, directory, pretrained, config, ignore, arguments)
 

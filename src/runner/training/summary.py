@@ -31,7 +31,9 @@ def print_summary(config: dict[str, Any]) -> None:
     missing: set[str] = set()
     given = config["backbone"]
     config = without_weights(config, missing)
-    when = "and the hub may not be asked (HF_HUB_OFFLINE)" if hub_is_off() else "it is downloaded when the run starts"
+    when = "it is downloaded when the run starts"
+    if hub_is_off():
+        when = "the run cannot start, for the hub may not be asked (HF_HUB_OFFLINE)"
     for name in sorted(missing):
         console.print(f"weights   '{name}' is not on this machine: {when}{near(name)}")
     if given.get("pretrained") in missing and given.get("size", "") is None:
