@@ -86,7 +86,8 @@ class Texts(FromSources):
 
     @property
     def needed(self) -> list[str]:
-        return list(self.sources)
+        """All sources, for a vocabulary that is trained is that of all texts, whichever tasks a run has."""
+        return super().needed if self.tokenizer else list(self.sources)
 
     @property
     def encoder(self) -> TextTokenizer | None:
