@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from runner.errors import RunFailed, UserError
-from runner.files import write_json
+from runner.files import size_in_words, write_json
 from runner.merging.base import Arrangement, Merge, WholeModel
 from runner.merging.blocks import Split
 from runner.merging.disk import some
@@ -98,7 +98,7 @@ def check_disk(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed + 16 * 2**20 > free:
         raise UserError(
-            f"the merge needs {needed / 1e9:.2f} GB on the disk of '{folder}', {free / 1e9:.2f} GB are free",
+            f"the merge needs {size_in_words(needed)} on the disk of '{folder}', {size_in_words(free)} are free",
             "make room, choose another out=DIR, or store less with dtype=bfloat16",
         )
 

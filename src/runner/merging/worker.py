@@ -137,11 +137,12 @@ def _write_record(folder: Path, config: dict[str, Any], mark: str, record: dict[
 
 
 def _say_done(out: Path, plan: Any, seconds: float) -> None:
+    from runner.files import size_in_words
     from runner.merging.stream import describe_outputs
 
     size = sum(p.stat().st_size for p in out.rglob("*.safetensors"))
     print(f"{describe_outputs(plan)}")
-    print(f"{out}: {size / 1e9:.3f} GB in {seconds:.1f} s")
+    print(f"{out}: {size_in_words(size)} in {seconds:.1f} s")
 
 
 if __name__ == "__main__":
