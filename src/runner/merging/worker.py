@@ -103,6 +103,8 @@ def run(config: dict[str, Any], *, dry: bool = False) -> int:
             tokens.write(target.folder)
         _write_record(target.folder, config, mark, record)
         target.publish()
+    except OSError as error:
+        raise streaming.unwritten(error, target) from error
     except UserError as error:
         progress.clear()
         if error.exit_code != EXIT_FAILED:  # nothing that the same command could go on with
