@@ -18,6 +18,7 @@ from runner.backbones.bert import Bert
 from runner.backbones.clip import CLIP, PRESETS
 from runner.backbones.hrnet import HRNet
 from runner.backbones.hub import is_local, local_checkpoint
+from runner.backbones.resnet import ResNet
 from runner.backbones.teacher import Teacher
 from runner.backbones.vit import ViT
 from runner.errors import RunFailed, UserError
@@ -25,6 +26,7 @@ from runner.mixtures.tokenizer import Pretrained, WordPiece
 from runner.training.summary import without_weights
 from runner.training.wrappers.run_teacher import look_for
 from tests.backbones.samples import SPECS
+from tests.backbones.test_timm_resnet import tensors, write
 from tests.hub import Hub, serve
 
 IMAGE, TEXT = SPECS["image"], SPECS["text"]
@@ -132,6 +134,46 @@ def test_what_was_downloaded_once_needs_no_network(hub, monkeypatch):
 
 def test_a_teacher_sees_images_as_its_preprocessor_says(hub):
     assert Teacher("someone/vit", "teacher").mean.flatten().tolist() == [0.5] * 3
+
+
+TIMM = {  # config.json of timm/resnet50.tv_in1k
+    "architecture": "resnet50",
+    "num_classes": 1000,
+    "num_features": 2048,
+    "pretrained_cfg": {
+        "tag": "tv_in1k",
+        "custom_load": False,
+        "input_size": [3, 224, 224],
+        "interpolation": "bilinear",
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+        "num_classes": 1000,
+        "pool_size": [7, 7],
+        "first_conv": "conv1",
+        "classifier": "fc",
+    },
+}
+
+
+def test_a_repository_of_timm(hub, tmp_path):
+    """With timm's config.json and names, and the same weights as a torch file beside them."""
+    folder = tmp_path / "timm"
+    state = tensors(bottleneck=True)
+    write(folder, state)
+    (folder / "config.json").write_text(json.dumps(TIMM))
+    torch.save(state, folder / "pytorch_model.bin")
+    hub.model("timm/resnet50.tv_in1k", folder)
+    hub.model("timm/torch", folder.parent / "only")
+    write(folder.parent / "only", state)
+    (folder.parent / "only" / "model.safetensors").rename(folder.parent / "only" / "pytorch_model.bin")
+    torch.save(state, folder.parent / "only" / "pytorch_model.bin")
+    expected = ResNet(IMAGE, size=None, pretrained=str(folder)).state_dict()
+    for name in ("timm/resnet50.tv_in1k", "timm/torch"):
+        torch.testing.assert_close(ResNet(IMAGE, size=None, pretrained=name).state_dict(), expected)
+    assert hub.sent["model.safetensors"] == (folder / "model.safetensors").stat().st_size
+    assert hub.sent["pytorch_model.bin"] == (folder.parent / "only" / "pytorch_model.bin").stat().st_size
+    with pytest.raises(UserError, match="is a checkpoint of 'resnet50', this backbone is a plain ViT"):
+        ViT(IMAGE, size=None, pretrained="timm/resnet50.tv_in1k")
 
 
 def test_zero_shot_heads_of_a_torch_file(hub, repositories):
