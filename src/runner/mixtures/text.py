@@ -86,7 +86,8 @@ class Texts(FromSources):
 
     @property
     def needed(self) -> list[str]:
-        return list(self.sources)
+        """All sources, for a vocabulary that is trained is that of all texts, whichever tasks a run has."""
+        return super().needed if self.tokenizer else list(self.sources)
 
     @property
     def encoder(self) -> TextTokenizer | None:
@@ -98,7 +99,8 @@ class Texts(FromSources):
         checkpoint = self.tokenizer or pretrained
         words = any(label.form == "tags" for labels in self.labels.values() for label in labels.values())
         if checkpoint is not None:
-            self._encoder = Pretrained(checkpoint, max_length=self.max_length, words=words)
+            key = "mixture.tokenizer" if self.tokenizer else "backbone.pretrained"
+            self._encoder = Pretrained(checkpoint, max_length=self.max_length, words=words, key=key)
         else:
             self._encoder = WordPiece(
                 self._training_texts(),
