@@ -77,7 +77,7 @@ class QM9(Mixture):
         return InputSpec("graph", elements=ELEMENTS, num_atoms=MOST_ATOMS)
 
     def keep(self) -> dict[str, Any]:
-        return {"bonds": bool(len(self.molecules.bonds))}
+        return {"bonds": bool(len(self.molecules.bonds)) if self.bonds is None else self.bonds}
 
     def restore(self, kept: Mapping[str, Any], pretrained: str | None) -> None:
         self.bonds = kept["bonds"]

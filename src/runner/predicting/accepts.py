@@ -29,7 +29,7 @@ _GIVE = {
 }
 
 
-_NOUN = {"image": "picture", "text": "text", "table": "row of a table", "graph": "molecule"}
+_NOUN = {"image": "pictures", "text": "texts", "table": "rows of a table", "graph": "molecules"}
 _READS: dict[str, type[Mixture]] = {"text": Texts, "table": Table, "graph": QM9}
 """What a mixture must be for its inputs to be read; one of images says it itself, see `Mixture.picture`."""
 
@@ -76,7 +76,7 @@ def accepted(config: Mapping[str, Any], run: Path | str, request: Request | None
     reads = _READS.get(kind)
     if reads is not None and not isinstance(mixture, reads):
         raise UserError(
-            f"'{run}' was trained on the mixture {name}, which does not say how a {_NOUN[kind]} of one's own is read",
+            f"'{run}' was trained on the mixture {name}, which does not say how {_NOUN[kind]} of one's own are read",
             f"a mixture that derives from {reads.__module__}.{reads.__name__} does",
         )
     return Accepted(mixture, dense, [name for name in wanted if name not in dense])
@@ -92,7 +92,7 @@ def check(found: Accepted, run: Path | str, request: Request) -> None:
     given = {"--image": request.image is not None, "--text": bool(request.texts), "--file": request.file is not None}
     problems = []
     for flag in (flag for flag, there in given.items() if there and flag not in FLAGS[kind]):
-        problems.append(Problem(f"{flag}: '{run}' reads a {_NOUN[kind]}", f"give {_GIVE[kind]}"))
+        problems.append(Problem(f"{flag}: '{run}' reads {_NOUN[kind]}", f"give {_GIVE[kind]}"))
     if not any(given.values()):
         problems.append(Problem("runner predict: there is no input", f"'{run}' takes {_GIVE[kind]}"))
     elif found.dense and request.image is None and not problems:
@@ -100,9 +100,9 @@ def check(found: Accepted, run: Path | str, request: Request) -> None:
         problems.append(Problem(what, "give --image FILE|DIR"))
     if request.to is None and not problems:
         if found.dense:
-            problems.append(Problem("runner predict: --to is missing", "dense tasks write pictures: --to DIR"))
+            problems.append(Problem("runner predict: --to is missing", "--to DIR: dense tasks write pictures there"))
         elif request.file is not None or (request.image and Path(request.image).expanduser().is_dir()):
-            problems.append(Problem("runner predict: --to is missing", "the predictions go to DIR/predictions.csv"))
+            problems.append(Problem("runner predict: --to is missing", "--to DIR: they go to DIR/predictions.csv"))
     for flag, value, kinds in (
         ("--columns", request.columns, ("text", "image")),
         ("--keep", request.keep, ("text", "image", "table")),
@@ -110,7 +110,7 @@ def check(found: Accepted, run: Path | str, request: Request) -> None:
         if value and request.file is None:
             problems.append(Problem(f"{flag} names columns of a file", "it goes with --file"))
         elif value and kind not in kinds:
-            problems.append(Problem(f"{flag} means nothing to '{run}'", f"it reads a {_NOUN[kind]}; leave it out"))
+            problems.append(Problem(f"{flag} means nothing to '{run}'", f"it reads {_NOUN[kind]}; leave it out"))
     if request.size != "model" and not found.dense:
         problems.append(Problem(f"--size means nothing to '{run}'", "it has no dense task; leave it out"))
     if not problems and request.file is not None:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,9 @@ def _tell(failed: list[tuple[str, str]], lost: int, count: int, noun: str) -> No
 def _name(item: Item, request: Request) -> str:
     if request.texts:
         return " | ".join(" ".join(v) if isinstance(v, list) else str(v) for k, v in item.cells.items() if k != "row")
+    if request.image is not None:  # within the folder: its end is what tells pictures apart
+        folder, path = Path(request.image).expanduser(), Path(item.where)
+        return str(path.relative_to(folder)) if path != folder else path.name
     return str(item.cells.get("name") or item.where)
 
 

@@ -123,15 +123,18 @@ def _mol(block: Sequence[str]) -> tuple[str, Found]:
 
 def _xyz(lines: Iterator[str]) -> Iterator[tuple[str, Found]]:
     """Number of atoms, a line of comment, and symbol x y z of each atom; then the next molecule."""
+    published = False  # QM9's authors write more lines below the atoms
     for line in lines:
-        if not line.strip():
+        count = line.strip()
+        if not count or (published and not count.isdigit()):
             continue
-        if not line.split()[0].isdigit():
-            yield "", f"its first line, {line.strip()[:40]!r}, is not the number of its atoms; the rest was not read"
+        if not count.isdigit():
+            yield "", f"its first line, {count[:40]!r}, is not the number of its atoms; the rest was not read"
             return
         name = next(lines, "").strip()
-        rows: list[list[str]] = [r.split() for r in islice(lines, int(line.split()[0]))]
-        yield name, _xyz_atoms(rows, int(line.split()[0]))
+        published = name.startswith("gdb ")
+        rows: list[list[str]] = [r.split() for r in islice(lines, int(count))]
+        yield " ".join(name.split()[:2]) if published else name, _xyz_atoms(rows, int(count))
 
 
 def _xyz_atoms(rows: Sequence[Sequence[str]], count: int) -> Found:

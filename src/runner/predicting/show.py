@@ -12,8 +12,8 @@ from runner.cli.output import print_table
 FEW = 20
 """Inputs that are shown one by one."""
 
-_WIDE = 4
-"""Tasks that stand beside one another; of more, each has a line of its own."""
+_WIDTH = 100
+"""Columns of a terminal that a table may take; where tasks need more, each has a line of its own."""
 
 _CLASSES = 4
 """Classes that a summary names."""
@@ -60,10 +60,11 @@ class Shown:
             print_table(["task", "predicted"], [[task, self._summary(task)] for task in self.tasks])
 
     def _one_by_one(self, noun: str) -> None:
-        wide = len(self.tasks) <= _WIDE and all(len(w) <= _LONGEST for _, words in self.first for w in words.values())
-        if wide and self.count > 1:
-            rows = [[_short(name), *(words.get(task, "") for task in self.tasks)] for name, words in self.first]
-            print_table([noun, *self.tasks], rows)
+        heads = [noun, *self.tasks]
+        rows = [[_short(name), *(words.get(task, "") for task in self.tasks)] for name, words in self.first]
+        width = sum(2 + max(map(len, column)) for column in zip(heads, *rows, strict=True))
+        if width <= _WIDTH and self.count > 1:
+            print_table(heads, rows)
             return
         for i, (name, words) in enumerate(self.first):
             print(("\n" if i else "") + _short(name))

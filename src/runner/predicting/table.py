@@ -30,6 +30,7 @@ class PredictionTable:
     def __init__(self, folder: Path, form: str, columns: Sequence[str]) -> None:
         self.path, self.columns, self._form = folder / f"predictions.{form}", list(columns), form
         self._temporary = folder / f".{self.path.name}.{uuid.uuid4().hex[:8]}"
+        self._new = not folder.exists()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._file: IO[str] = open(self._temporary, "w", encoding="utf-8", newline="")  # noqa: SIM115
@@ -76,6 +77,8 @@ class PredictionTable:
         """Leave nothing behind, where `finish` was not reached."""
         self._file.close()
         self._temporary.unlink(missing_ok=True)
+        if self._new and not any(self.path.parent.iterdir()):
+            self.path.parent.rmdir()
 
     def _failed(self, error: OSError) -> RunFailed:
         return RunFailed(f"'{self.path}' cannot be written: {error}", "choose another place with --to DIR")
