@@ -87,7 +87,7 @@ def test_pictures_that_cannot_be_read_keep_their_place(run, tmp_path, capsys) ->
     found = predict(run, tmp_path / "out", expect=1, image=str(tmp_path / "in"))
     assert [bool(r["hue"]) for r in found] == [False, False, True]
     said = capsys.readouterr()
-    assert "2 of 3 pictures could not be read" in said.err
+    assert "2 of 3 pictures lack a prediction" in said.err
     assert f"{tmp_path / 'in' / 'a.png'}: it is not a picture that can be read" in said.err
     assert "sub/c.png" in said.out
 

@@ -132,7 +132,7 @@ def test_broken_rows_keep_their_place_and_are_told_together(run, tmp_path, capsy
     assert [r["row"] for r in found] == ["1", "2", "3", "4"]
     assert [bool(r["rich"]) for r in found] == [True, False, False, True]
     said = capsys.readouterr()
-    assert "2 of 4 rows could not be read" in said.err
+    assert "2 of 4 rows lack a prediction" in said.err
     assert "row 2: column 'age': 'old' is not a number" in said.err
     assert "row 3: it has 2 values, and the header 4" in said.err
     (tmp_path / "b.csv").write_text("age,job,zip,member\nold,Clerk,1,true\n")

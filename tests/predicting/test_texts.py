@@ -9,12 +9,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
+from transformers import AutoTokenizer
 
+from runner.exporting.folder import export
 from runner.launching.rundir import RunDirectory
 from runner.predicting import worker
+from runner.predicting.answering import answer
+from runner.predicting.opened import Opened
 from runner.predicting.request import Request
 from tests.mixtures.made import MULTI_LABEL, TAGGING, classes, write_table
-from tests.predicting.runs import hide_data, predict, result, trained
+from tests.predicting.runs import hide_data, predict, result, rows, trained
 
 ANIMALS, THINGS = ("cat", "dog", "emu"), ("mat", "hat", "roof", "sofa")
 TEXTS = [f"the {animal} sat on the {thing}, twice" for animal in ANIMALS for thing in THINGS]
@@ -137,16 +141,37 @@ def test_rows_without_a_text_keep_their_place(run, tmp_path, capsys) -> None:
     found = predict(run, tmp_path, expect=1, file=str(tmp_path / "a.jsonl"), tasks=["animal"])
     assert [bool(r["animal"]) for r in found] == [True, False, False, False, False, True]
     said = capsys.readouterr().err
-    assert "4 of 6 texts could not be read" in said
+    assert "4 of 6 texts lack a prediction" in said
     for words in ("row 2: column 'text' has no text", "row 3: it is not an object", "row 4: column 'text' is no text"):
         assert words in said
     assert "row 5: it is not JSON" in said
 
 
+def test_an_export_needs_no_data_either(run, tmp_path) -> None:
+    export(run, tmp_path / "out", "best", None, None)
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
+    texts = AutoTokenizer.from_pretrained(tmp_path / "out")(TEXTS[0])["input_ids"]
+    assert texts == next(iter(Opened.open(run, "best", "cpu").parts.mixture.encoder.encode(TEXTS[:1]))).ids
+
+
+def test_a_model_that_has_diverged_is_told(run, tmp_path, capsys) -> None:
+    opened = Opened.open(run, "best", "cpu")
+    for parameter in opened.model.heads["animal"].parameters():
+        parameter.data.fill_(float("nan"))
+    request = Request(run=str(run.path), texts=["the cat"], to=str(tmp_path / "out"), tasks=["animal", "topics"])
+    assert answer(opened, ["animal", "topics"], request) == 1
+    assert "row 1: the model's prediction of 'animal' is not finite" in capsys.readouterr().err
+    assert [(r["animal"], r["topics"] is None) for r in rows(tmp_path / "out")] == [("", False)]
+
+
 @pytest.mark.parametrize(
     ("content", "given", "words"),
     [
-        ("what,id\nx,1\n", {}, ["task 'animal' reads 'text', which the file does not have", "--columns NAME"]),
+        (
+            "what,id\nx,1\n",
+            {},
+            ["task 'animal' (and 3 more) reads 'text', which the file does not have", "--columns NAME"],
+        ),
         ("what,id\nx,1\n", {"columns": ["wat"]}, ["--columns: ", "has no column 'wat'", "did you mean 'what'?"]),
         ("text,id\nx,1\n", {"keep": ["idx"]}, ["--keep: ", "did you mean 'id'?"]),
         ("text,id\nx,1\n", {"tasks": ["same"]}, ["task 'same' reads 'first' and 'second'"]),

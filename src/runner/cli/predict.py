@@ -79,8 +79,13 @@ def run(arguments: Sequence[str]) -> int:
     # Said before a model is built; the worker asks again, of what is there by then.
     check(accepted(RunDirectory.open(trained).config(), trained, request), trained, request)
     command = [sys.executable, "-m", "runner.predicting.worker"]
-    code = subprocess.run(command, input=str(request), text=True, check=False, env=dict(os.environ)).returncode
-    return code if code >= 0 else EXIT_FAILED
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env=dict(os.environ))
+    try:
+        process.communicate(str(request))
+    except KeyboardInterrupt:  # it was interrupted too, and takes away what it had begun
+        process.wait()
+        raise
+    return process.returncode if process.returncode >= 0 else EXIT_FAILED
 
 
 def _texts(arguments: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:

@@ -60,7 +60,7 @@ def accepted(config: Mapping[str, Any], run: Path | str, request: Request | None
     if problems := plugins.register(config.get("plugins") or []):
         raise UserError(problems)
     tasks = config["mixture"]["tasks"]
-    wanted = list(request.tasks) if request is not None and request.tasks else list(tasks)
+    wanted = list(dict.fromkeys(request.tasks)) if request is not None and request.tasks else list(tasks)
     if unknown := [name for name in wanted if name not in tasks]:
         raise UserError([Problem(f"--tasks: '{run}' has no task '{name}'", suggest(name, tasks)) for name in unknown])
     targets = {name: str(tasks[name].get("_target_", "")) for name in wanted}

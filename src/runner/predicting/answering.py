@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,7 +65,7 @@ def answer(opened: Opened, tasks: list[str], request: Request) -> int:
     try:
         for items in _batches(reader.items(), size):
             reader.prepare(items)
-            for item, row, words, values in answers.of(items):
+            for item, row, values, words in answers.of(items):
                 count += 1
                 if item.errors:
                     lost += 1
@@ -73,7 +73,7 @@ def answer(opened: Opened, tasks: list[str], request: Request) -> int:
                 if table is not None:
                     table.write(row, words=bool(item.words))
                 if values:
-                    shown.add(_name(item, request), words, values)
+                    shown.add(values, partial(reader.name, item), words)
             if time.perf_counter() - told > _EVERY_S:
                 told = time.perf_counter()
                 print(f"{count:,} {reader.noun}s, {count / (told - began):.0f} a second", file=sys.stderr)
@@ -81,7 +81,7 @@ def answer(opened: Opened, tasks: list[str], request: Request) -> int:
             raise UserError(f"'{request.file}' has no {reader.noun}s")
         if lost == count and not shown.count:
             _tell(failed, lost, count, reader.noun)
-            print(f"nothing was written: no {reader.noun} could be read", file=sys.stderr)
+            print(f"nothing was written: no {reader.noun} has a prediction", file=sys.stderr)
             return EXIT_FAILED
         path = table.finish() if table is not None else None
     finally:
@@ -99,20 +99,11 @@ def answer(opened: Opened, tasks: list[str], request: Request) -> int:
 
 def _tell(failed: list[tuple[str, str]], lost: int, count: int, noun: str) -> None:
     if lost:
-        print(f"error: {lost:,} of {count:,} {noun}s could not be read, and have no prediction:", file=sys.stderr)
+        print(f"error: {lost:,} of {count:,} {noun}s lack a prediction:", file=sys.stderr)
         for where, why in failed:
             print(f"  {where}: {why}", file=sys.stderr)
         if lost > len(failed):
             print(f"  … and {lost - len(failed):,} more", file=sys.stderr)
-
-
-def _name(item: Item, request: Request) -> str:
-    if request.texts:
-        return " | ".join(" ".join(v) if isinstance(v, list) else str(v) for k, v in item.cells.items() if k != "row")
-    if request.image is not None:  # within the folder: its end is what tells pictures apart
-        folder, path = Path(request.image).expanduser(), Path(item.where)
-        return str(path.relative_to(folder)) if path != folder else path.name
-    return str(item.cells.get("name") or item.where)
 
 
 def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
@@ -137,26 +128,42 @@ class Answers:
         self._names = {column: column + GIVEN if column in own else column for column in reader.columns}
         self.columns = [*self._names.values(), *own]
 
-    def of(self, items: list[Item]) -> Iterator[tuple[Item, dict[str, Any], dict[str, str], dict[str, Any]]]:
-        """(item, its row, task → words for a person, task → its answer) for each item, in order."""
+    def of(
+        self, items: list[Item]
+    ) -> Iterator[tuple[Item, dict[str, Any], dict[str, Any], Callable[[], dict[str, str]]]]:
+        """(item, its row, task → its answer, what gives task → words for a person) for each item, in order."""
         predictions: list[dict[str, np.ndarray]] = [{} for _ in items]
         for name, tasks in self.reader.passes.items():
             there = [i for i, item in enumerate(items) if name in item.examples]
             for i, found in zip(there, self._predict([items[i] for i in there], name, tasks), strict=True):
                 predictions[i] |= found
+        pass_of = {task: name for name, tasks in self.reader.passes.items() for task in tasks}
         for item, found in zip(items, predictions, strict=True):
             row = {self._names[column]: value for column, value in item.cells.items()}
-            words: dict[str, str] = {}
             values: dict[str, Any] = {}
             for task in self.tasks:
-                if task in found:
-                    said = self._said(item, task, found[task])
-                    row |= {task + end: value for end, value in said.items()}
-                    values[task] = said[""]
-                    tags = self.opened.parts.tasks[task].kind == "token"
-                    description = self.opened.parts.tasks[task].describe
-                    words[task] = pairs_of(item.cells, said[""]) if tags else description(found[task], True)
-            yield item, row, words, values
+                if task not in found:
+                    continue
+                described = self.opened.parts.tasks[task]
+                places = item.words[pass_of[task]] if described.kind == "token" else None
+                kept = found[task] if places is None else found[task][[p for p in places if p is not None]]
+                if not np.isfinite(kept).all():
+                    item.errors.append(f"the model's prediction of '{task}' is not finite")
+                    continue
+                said = described.answer(kept, self.raw)
+                if places is not None:
+                    said = {end: _spread(value, places) for end, value in said.items()}
+                row |= {task + end: value for end, value in said.items()}
+                values[task] = said[""]
+            yield item, row, values, partial(self._words, item, found, values)
+
+    def _words(self, item: Item, found: dict[str, np.ndarray], values: dict[str, Any]) -> dict[str, str]:
+        """Task → what a person reads."""
+        tasks = self.opened.parts.tasks
+        return {
+            task: pairs_of(item.cells, said) if tasks[task].kind == "token" else tasks[task].describe(found[task], True)
+            for task, said in values.items()
+        }
 
     def _predict(self, items: list[Item], name: str, tasks: list[str]) -> Iterator[dict[str, np.ndarray]]:
         """Task → raw prediction of each item, float32."""
@@ -174,16 +181,11 @@ class Answers:
         for i in range(len(items)):
             yield {task: prediction[i] for task, prediction in arrays.items()}
 
-    def _said(self, item: Item, task: str, prediction: np.ndarray) -> dict[str, Any]:
-        described = self.opened.parts.tasks[task]
-        if described.kind != "token":
-            return described.answer(prediction, self.raw)
-        name = next(name for name, tasks in self.reader.passes.items() if task in tasks)
-        places = item.words[name]
-        kept = [place for place in places if place is not None]
-        said = described.answer(prediction[kept], self.raw)
-        number = {place: i for i, place in enumerate(kept)}
-        return {end: [None if p is None else value[number[p]] for p in places] for end, value in said.items()}
+
+def _spread(values: list[Any], places: list[int | None]) -> list[Any]:
+    """A value per word, of words that have a token; None for the others."""
+    given = iter(values)
+    return [None if place is None else next(given) for place in places]
 
 
 def _ends(task: Task, raw: bool) -> list[str]:

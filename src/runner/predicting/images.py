@@ -53,6 +53,12 @@ class ImageReader(Reader):
                 item.content = self._opened(row.get(self._column), item)
             yield item
 
+    def name(self, item: Item) -> str:
+        if self.request.image is None:
+            return item.where
+        folder, path = Path(self.request.image).expanduser(), Path(item.where)
+        return str(path.relative_to(folder)) if path != folder else path.name  # its end is what tells pictures apart
+
     def _opened(self, value: Any, item: Item) -> Any:
         """What PIL can open."""
         if isinstance(value, dict):  # as `datasets` writes it

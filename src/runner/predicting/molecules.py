@@ -64,6 +64,9 @@ class MoleculeReader(Reader):
             inputs = {"atoms": np.array([NUMBERS[symbol] for symbol in symbols], np.int64), "bonds": bonds_NN}
             item.examples["molecule"] = Example(inputs | {"positions": np.array(positions, np.float32)})
 
+    def name(self, item: Item) -> str:
+        return str(item.cells["name"]) or item.where
+
     def notes(self) -> list[str]:
         if self.path.suffix.lower() == ".xyz" and self.bonds:
             return ["an .xyz file has no bonds, and the model was trained with them: an .sdf file suits it better"]

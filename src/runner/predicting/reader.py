@@ -54,6 +54,10 @@ class Reader(ABC):
     def prepare(self, items: Sequence[Item]) -> None:
         """Give items their examples, or the reason why they have none."""
 
+    def name(self, item: Item) -> str:
+        """How a person knows an item; not "row 5" where there is something better."""
+        return item.where
+
     def notes(self) -> list[str]:
         """What a person should know of the inputs, once all were read."""
         return []

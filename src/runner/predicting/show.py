@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,15 +36,15 @@ class Shown:
     numbers: dict[str, list[float]] = field(default_factory=dict)
     count: int = 0
 
-    def add(self, name: str, words: Mapping[str, str], values: Mapping[str, Any]) -> None:
+    def add(self, values: Mapping[str, Any], name: Callable[[], str], words: Callable[[], dict[str, str]]) -> None:
         """Take in one input.
 
         Args:
-            name: the input. words: task → what a person reads. values: task → the answer itself.
+            values: task → the answer. name: of the input. words: task → what a person reads; both asked for of a few.
         """
         self.count += 1
-        if len(self.first) <= FEW:
-            self.first.append((name, dict(words)))
+        if self.count <= FEW:
+            self.first.append((name(), words()))
         for task, value in values.items():
             if isinstance(value, float):
                 seen = self.numbers.setdefault(task, [0, 0.0, value, value])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -75,7 +77,8 @@ class PredictionTable:
 
     def drop(self) -> None:
         """Leave nothing behind, where `finish` was not reached."""
-        self._file.close()
+        with suppress(OSError):  # on a full disk, closing fails again at what `write` has said already
+            self._file.close()
         self._temporary.unlink(missing_ok=True)
         if self._new and not any(self.path.parent.iterdir()):
             self.path.parent.rmdir()
@@ -86,7 +89,7 @@ class PredictionTable:
 
 def plain(value: Any, words: bool = False) -> str:
     """A value as CSV has it: nine significant digits, nothing for a missing one."""
-    if value is None:
+    if value is None or value != value:
         return ""
     if isinstance(value, bool):
         return str(value).lower()
@@ -101,5 +104,5 @@ def _json(value: Any) -> Any:
     if isinstance(value, list):
         return [_json(part) for part in value]
     if isinstance(value, float):
-        return float(f"{value:.9g}")
+        return float(f"{value:.9g}") if math.isfinite(value) else None
     return value if value is None or isinstance(value, str | int | bool) else str(value)

@@ -74,6 +74,10 @@ class TextReader(Reader):
                 if words:
                     item.words[name] = first_tokens(encoded, len(found[0]))
 
+    def name(self, item: Item) -> str:
+        found = [item.cells.get(column) for column in self._texts]
+        return " | ".join(" ".join(text) if isinstance(text, list) else text for text in found if text)
+
     def _read(self, item: Item, columns: Sequence[str], words: bool) -> list[Any] | None:
         """The texts of an item, as words where the tokenizer wants words; None where one is missing."""
         found: list[Any] = []
@@ -123,9 +127,9 @@ def where(
     lost = {task: why for task, why in left_out.items() if task in request.tasks or not found}
     if lost:
         task, why = next(iter(lost.items()))
-        more = f" (as {len(lost) - 1} more task{'s' if len(lost) > 2 else ''})" if len(lost) > 1 else ""
+        more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
         hint = f"it has {', '.join(there)}; say where the texts are: --columns NAME" if there and not given else ""
-        raise UserError(f"task '{task}' {why}{more}", hint or _hint(mixture, request), "runner predict --help")
+        raise UserError(f"task '{task}'{more} {why}", hint or _hint(mixture, request), "runner predict --help")
     return found, left_out
 
 
