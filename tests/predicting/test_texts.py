@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from runner.predicting.opened import Opened
 from runner.predicting.request import Request
 from tests.mixtures.made import MULTI_LABEL, TAGGING, classes, write_table
 from tests.predicting.runs import hide_data, predict, result, rows, trained
+from tests.support import runner
 
 ANIMALS, THINGS = ("cat", "dog", "emu"), ("mat", "hat", "roof", "sofa")
 TEXTS = [f"the {animal} sat on the {thing}, twice" for animal in ANIMALS for thing in THINGS]
@@ -187,6 +190,29 @@ def test_files_that_do_not_fit(run, tmp_path, capsys, content, given, words) -> 
     said = capsys.readouterr().err
     assert all(w in said for w in words), said
     assert not (tmp_path / "out").exists()
+
+
+def test_the_front_end_answers_without_torch(run, tmp_path) -> None:
+    (tmp_path / "a.csv").write_text("what\nx\n")
+    code = (
+        "import sys; from runner.cli.main import main; code = main(sys.argv[1:]);"
+        "sys.exit(code if not {'torch', 'transformers', 'datasets'} & sys.modules.keys() else 99)"
+    )
+    arguments = ["predict", str(run.path), "--file", str(tmp_path / "a.csv"), "--to", str(tmp_path / "out")]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "say where the texts are: --columns NAME" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_whole_command(run, tmp_path) -> None:
+    (tmp_path / "a.csv").write_text("what\nx\n")
+    done = runner(
+        "predict", str(run.path), "--file", str(tmp_path / "a.csv"), "--to", str(tmp_path / "out"),
+        "--columns", "what", "--tasks", "animal", "--device", "cpu",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert rows(tmp_path / "out")[0]["what"] == "x"
 
 
 def test_other_encodings_are_said(run, tmp_path, capsys) -> None:

@@ -30,7 +30,7 @@ from runner.tasks.base import Task
 from runner.types import final
 
 _TOLD = 10
-"""Inputs that could not be read whose reasons are printed."""
+"""Inputs without a prediction whose reasons are printed."""
 
 _EVERY_S = 10.0
 
