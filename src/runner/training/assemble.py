@@ -17,6 +17,7 @@ from runner.config import plugins
 from runner.config.build import build
 from runner.errors import UserError
 from runner.mixtures.base import Mixture
+from runner.randomness import forked_rng
 from runner.specs import InputSpec
 from runner.tasks.base import Task
 from runner.training.kept import input_spec
@@ -156,7 +157,7 @@ def probe_reach(parts: Parts) -> Reach:
     was_training = parts.model.training
     device = next(parts.model.parameters()).device
     parts.model.eval()
-    with torch.random.fork_rng(), torch.enable_grad():
+    with forked_rng(), torch.enable_grad():
         predictions = parts.model(probe_group(parts.inputs).to(device), list(parts.tasks))
     parts.model.train(was_training)
     return find_reach({task: everything(predictions[task]) for task in parts.tasks}, trainable(parts.model))

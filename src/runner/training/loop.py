@@ -22,10 +22,11 @@ from runner.errors import EXIT_DONE, EXIT_STOPPED
 from runner.launching.rundir import RunDirectory
 from runner.launching.signals import StopFlag
 from runner.mixtures.stream import Stream, steps_per_epoch
+from runner.randomness import rng_state, set_rng_state
 from runner.tracking import Tracker
 from runner.training.assemble import Parts, assemble, counted_as_shared, has_batchnorm, trainable
 from runner.training.averages import Averages
-from runner.training.checkpoints import Checkpoints, check_inputs, load_weights, rng_state, set_rng_state
+from runner.training.checkpoints import Checkpoints, check_inputs, load_weights
 from runner.training.evaluate import evaluate_parts
 from runner.training.forward import Forward
 from runner.training.kept import keep_inputs
