@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,17 @@ def test_one_picture_is_answered_without_a_folder(run, tmp_path, capsys, monkeyp
     assert said[0] == "a.png"
     assert said[1].split()[0] == "hue"
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_an_older_run_without_its_data_numbers_its_classes(run, tmp_path) -> None:
+    (tmp_path / "a.png").write_bytes(png(picture(1)))
+    older = tmp_path / "older"
+    shutil.copytree(run.path, older, symlinks=True)
+    (older / "inputs.json").unlink()
+    named = predict(run, tmp_path / "a", image=str(tmp_path / "a.png"))
+    found = predict(RunDirectory.open(older), tmp_path / "b", image=str(tmp_path / "a.png"))
+    assert found[0]["hue"] == str(sorted(HUES).index(named[0]["hue"]))
+    assert found[0]["hue_probability"] == named[0]["hue_probability"]
 
 
 def test_a_file_without_pictures(run, tmp_path, capsys) -> None:

@@ -165,7 +165,7 @@ def test_memory_does_not_grow_with_the_file(run, tmp_path, monkeypatch) -> None:
 
     written: list[int] = []
 
-    def write(self, row, words=False):
+    def write(self, row):
         written.append(row["row"])
         if len(written) == 50:
             raise Enough

@@ -134,9 +134,12 @@ def test_words_that_were_cut_off_have_no_tag(run, tmp_path, capsys) -> None:
 
 
 def test_tags_stand_beside_their_words_in_csv(run, tmp_path) -> None:
-    (r,) = predict(run, tmp_path, texts=["the cat sat"], tasks=["ner"])
+    (r,) = predict(run, tmp_path / "a", texts=["the cat sat"], tasks=["ner", "topics"])
     assert r["text"] == "the cat sat"
     assert len(r["ner"].split()) == len(r["ner_probability"].split()) == 3
+    (listed,) = predict(run, tmp_path / "b", texts=["the cat sat"], tasks=["ner", "topics"], format="jsonl")
+    assert r["ner"] == " ".join(listed["ner"])
+    assert r["topics"] == "; ".join(listed["topics"])
 
 
 def test_rows_without_a_text_keep_their_place(run, tmp_path, capsys) -> None:

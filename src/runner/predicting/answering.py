@@ -57,7 +57,9 @@ def answer(opened: Opened, tasks: list[str], request: Request) -> int:
     reader = make_reader(opened, tasks, request)
     answers = Answers(opened, reader, request.raw)
     shown = Shown(answers.tasks)
-    table = PredictionTable(request.folder, request.format, answers.columns) if request.folder is not None else None
+    table = None
+    if request.folder is not None:
+        table = PredictionTable(request.folder, request.format, answers.columns, answers.worded)
     size = request.batch_size or opened.settings.eval_batch_size or opened.settings.batch_size
     began = told = time.perf_counter()
     failed: list[tuple[str, str]] = []
@@ -71,7 +73,7 @@ def answer(opened: Opened, tasks: list[str], request: Request) -> int:
                     lost += 1
                     failed += [(item.where, item.errors[0])] if len(failed) < _TOLD else []
                 if table is not None:
-                    table.write(row, words=bool(item.words))
+                    table.write(row)
                 if values:
                     shown.add(values, partial(reader.name, item), words)
             if time.perf_counter() - told > _EVERY_S:
@@ -117,7 +119,7 @@ class Answers:
 
     Attributes:
         tasks: in the order of the run. columns: of a row; one of the input that has the name of another is called
-            NAME_given.
+            NAME_given. worded: those of texts and tags.
     """
 
     def __init__(self, opened: Opened, reader: Reader, raw: bool) -> None:
@@ -127,6 +129,11 @@ class Answers:
         own = [task + end for task in self.tasks for end in _ends(opened.parts.tasks[task], raw)]
         self._names = {column: column + GIVEN if column in own else column for column in reader.columns}
         self.columns = [*self._names.values(), *own]
+        tags = [task for task in self.tasks if opened.parts.tasks[task].kind == "token"]
+        self.worded = {
+            *self._names.values(),
+            *(task + end for task in tags for end in _ends(opened.parts.tasks[task], raw)),
+        }
 
     def of(
         self, items: list[Item]

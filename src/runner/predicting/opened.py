@@ -54,7 +54,11 @@ class Opened:
             what = f"'{run.path}' has no inputs.json: it was made before runs kept what they read with"
             why = "so a vocabulary or statistics of columns come from its training data again: --data-root DIR"
             raise UserError([Problem(what, why), *error.problems]) from error
-        for name, names in (kept["classes"] if kept else parts.mixture.class_names()).items():
+        if kept is not None:
+            classes = kept["classes"]
+        else:  # without names and data, classes are numbers
+            classes = {} if parts.mixture.check() else parts.mixture.class_names()
+        for name, names in classes.items():
             task: Any = parts.tasks.get(name)
             if config["mixture"]["tasks"].get(name, {}).get("class_names") is None and task is not None:
                 task.class_names = list(names)

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -24,12 +24,14 @@ class PredictionTable:
 
     Args:
         folder: made where it is not there. form: of `FORMATS`. columns: in order.
+        worded: columns whose lists are words and tags, joined by a space in CSV, not by a semicolon.
 
     Raises:
         RunFailed: it cannot be written.
     """
 
-    def __init__(self, folder: Path, form: str, columns: Sequence[str]) -> None:
+    def __init__(self, folder: Path, form: str, columns: Sequence[str], worded: Collection[str] = ()) -> None:
+        self._worded = set(worded)
         self.path, self.columns, self._form = folder / f"predictions.{form}", list(columns), form
         self._temporary = folder / f".{self.path.name}.{uuid.uuid4().hex[:8]}"
         self._new = not folder.exists()
@@ -42,14 +44,10 @@ class PredictionTable:
         if self._csv is not None:
             self._row(self.columns)
 
-    def write(self, row: Mapping[str, Any], words: bool = False) -> None:
-        """Add a row; columns that it lacks stay empty.
-
-        Args:
-            words: lists are of words and tags, joined by a space in CSV, not by a semicolon.
-        """
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Add a row; columns that it lacks stay empty."""
         if self._csv is not None:
-            self._row([plain(row.get(column), words) for column in self.columns])
+            self._row([plain(row.get(column), " " if column in self._worded else "; ") for column in self.columns])
             return
         found = {column: _json(row[column]) for column in self.columns if column in row}
         try:
@@ -87,8 +85,8 @@ class PredictionTable:
         return RunFailed(f"'{self.path}' cannot be written: {error}", "choose another place with --to DIR")
 
 
-def plain(value: Any, words: bool = False) -> str:
-    """A value as CSV has it: nine significant digits, nothing for a missing one."""
+def plain(value: Any, between: str) -> str:
+    """A value as CSV has it: nine significant digits, nothing for a missing one, lists in one cell."""
     if value is None or value != value:
         return ""
     if isinstance(value, bool):
@@ -96,7 +94,7 @@ def plain(value: Any, words: bool = False) -> str:
     if isinstance(value, float):
         return f"{value:.9g}"
     if isinstance(value, list):
-        return (" " if words else "; ").join(plain(part, words) for part in value)
+        return between.join(plain(part, between) for part in value)
     return str(value)
 
 

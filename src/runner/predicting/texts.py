@@ -76,7 +76,7 @@ class TextReader(Reader):
 
     def name(self, item: Item) -> str:
         found = [item.cells.get(column) for column in self._texts]
-        return " | ".join(" ".join(text) if isinstance(text, list) else text for text in found if text)
+        return " | ".join(" ".join(text) if isinstance(text, list) else str(text) for text in found if text)
 
     def _read(self, item: Item, columns: Sequence[str], words: bool) -> list[Any] | None:
         """The texts of an item, as words where the tokenizer wants words; None where one is missing."""
