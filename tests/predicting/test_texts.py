@@ -219,7 +219,20 @@ def test_the_whole_command(run, tmp_path) -> None:
 
 
 def test_other_encodings_are_said(run, tmp_path, capsys) -> None:
-    (tmp_path / "a.csv").write_bytes(b"text\n" + "café\n".encode("latin1"))
-    request = Request(run=str(run.path), to=str(tmp_path / "out"), file=str(tmp_path / "a.csv"))
-    assert worker.main(request) == 2
-    assert "is not in UTF-8" in capsys.readouterr().err
+    request = Request(run=str(run.path), to=str(tmp_path / "out"), file=str(tmp_path / "a.csv"), device="cpu")
+    for encoding in ("latin1", "utf-16"):
+        (tmp_path / "a.csv").write_bytes("text\ncafé\n".encode(encoding))
+        assert worker.main(request) == 2
+        said = capsys.readouterr().err
+        assert "is not in UTF-8" in said
+        assert f"iconv -f {encoding} " in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_that_are_damaged_are_said(run, tmp_path, capsys) -> None:
+    for name, content in (("a.parquet", "no parquet"), ("a.json", "[1, "), ("a.jsonl", "{oops\n"), ("a.json", "[1]")):
+        (tmp_path / name).write_text(content)
+        request = Request(run=str(run.path), to=str(tmp_path / "out"), file=str(tmp_path / name))
+        assert worker.main(request) == 2
+        said = capsys.readouterr().err
+        assert f"{tmp_path / name}' has no readable row" in said or f"{tmp_path / name} cannot be read" in said

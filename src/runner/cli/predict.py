@@ -143,12 +143,13 @@ def _wrong_flags(flags: Mapping[str, str], repeated: Mapping[str, list[str]]) ->
 
 
 def _nothing_to_read(place: Path) -> list[Problem]:
-    from runner.predicting.images import SUFFIXES, pictures
+    from runner.mixtures.sources import IMAGES
+    from runner.predicting.images import pictures
 
     if not place.exists():
         return [Problem(f"--image: there is no '{place}'", "give a picture, or a folder of pictures")]
     if not pictures(place):
-        return [Problem(f"--image: there is no picture in '{place}'", f"pictures end in {', '.join(SUFFIXES)}")]
+        return [Problem(f"--image: there is no picture in '{place}'", f"pictures end in {', '.join(IMAGES)}")]
     return []
 
 

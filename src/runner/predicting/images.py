@@ -13,11 +13,10 @@ from PIL import Image
 
 from runner.errors import UserError
 from runner.mixtures.base import Example, Mixture
+from runner.mixtures.sources import IMAGES
 from runner.predicting.reader import Item, Reader
 from runner.predicting.request import Request
 from runner.predicting.rows import check_columns, columns_of, read_rows
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
 class ImageReader(Reader):
@@ -95,7 +94,7 @@ def pictures(place: Path) -> list[Path]:
     """The pictures that a file or a folder names, in order."""
     if not place.is_dir():
         return [place]
-    return sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    return sorted(p for p in place.rglob("*") if p.suffix.lower() in IMAGES and p.is_file())
 
 
 def column_of(mixture: Mixture, request: Request) -> str:

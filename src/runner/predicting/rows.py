@@ -34,10 +34,10 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
     try:
         yield from _READ[path.suffix.lower()](path)
     except UnicodeDecodeError as error:
-        again = f"{path.stem}-utf8{path.suffix}"
-        raise UserError(
-            f"{path} is not in UTF-8", f"if it is in latin1: iconv -f latin1 -t utf-8 {path} > {again}"
-        ) from error
+        with open(path, "rb") as file:
+            probably = "utf-16" if file.read(2) in (b"\xff\xfe", b"\xfe\xff") else "latin1"
+        again = f"iconv -f {probably} -t utf-8 {path} > {path.stem}-utf8{path.suffix}"
+        raise UserError(f"{path} is not in UTF-8", f"if it is in {probably}: {again}") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
 
@@ -57,8 +57,8 @@ def columns_of(path: Path) -> list[str]:
         try:
             with open(path, encoding="utf-8-sig", newline="") as file:
                 return _header(path, file.readline())
-        except UnicodeDecodeError:
-            next(read_rows(path))  # says so
+        except (UnicodeDecodeError, OSError):
+            next(read_rows(path))  # says what it is
             raise
     first = list(islice(read_rows(path), _LOOKED_AT))
     if not first:
