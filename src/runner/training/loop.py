@@ -29,6 +29,7 @@ from runner.training.averages import Averages
 from runner.training.checkpoints import Checkpoints, check_inputs, load_weights
 from runner.training.evaluate import evaluate_parts
 from runner.training.forward import Forward
+from runner.training.kept import keep_inputs
 from runner.training.look_ahead import LookAhead, label_counts
 from runner.training.mt_adamw import MTAdamW
 from runner.training.nonfinite import NonFinitePolicy, report_nonfinite
@@ -153,6 +154,7 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
     tracker: Tracker | None = None
     attempt = run.begin_attempt(step) if processes.main else 0
     if processes.main:
+        keep_inputs(run.path, parts.mixture, parts.inputs)
         info = run.info()
         tracker = Tracker(
             run.path, config, attempt, info["wandb_id"], step, group=info.get("sweep"), role=info.get("role")
