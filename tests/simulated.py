@@ -41,6 +41,7 @@ class _Hook(_DummyPrivateUse1Hook):  # type: ignore[misc]
 
 
 class _Module(_DummyBackendModule):
+    get_amp_supported_dtype = staticmethod(lambda: [torch.bfloat16, torch.float16])
     get_rng_state = staticmethod(lambda *_: torch.get_rng_state())
     set_rng_state = staticmethod(lambda state, *_: torch.set_rng_state(state))
 

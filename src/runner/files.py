@@ -53,3 +53,12 @@ def replace_symlink(link: Path, target_name: str) -> None:
     temporary = link.with_name(f".{link.name}.{uuid.uuid4().hex[:8]}")
     temporary.symlink_to(target_name)
     os.replace(temporary, link)
+
+
+def size_in_words(count: float) -> str:
+    """Bytes as a person reads them: 812 B, 1.05 MB, 131 MB, 14.2 GB."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= 0.9995 * size:
+            value = count / size
+            return f"{value:.0f} {unit}" if value >= 99.95 else f"{value:.3g} {unit}"
+    return f"{count:.0f} B"

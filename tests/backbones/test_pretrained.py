@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -159,10 +161,35 @@ def test_not_a_checkpoint(tmp_path):
     refuse(tmp_path, "config.json cannot be read")
 
 
-def test_pickled_weights_are_never_read(bert):
+def test_older_checkpoints_in_torch_files(bert):
+    """As microsoft/deberta-v3-base and openai/clip-vit-base-patch32 lie on the hub."""
+    expected = Bert(TEXT, size="tiny", pretrained=str(bert)).state_dict()
+    held = load_file(bert / "model.safetensors")
     (bert / "model.safetensors").unlink()
-    torch.save({"embeddings.word_embeddings.weight": torch.ones(1)}, bert / "pytorch_model.bin")
-    refuse(bert, "no safetensors weights", "save_pretrained()")
+    refuse(bert, "has no weights: neither *.safetensors nor pytorch_model.bin", "save_pretrained()")
+    torch.save(held, bert / "pytorch_model.bin")
+    torch.testing.assert_close(Bert(TEXT, size="tiny", pretrained=str(bert)).state_dict(), expected)
+    halves = [dict(list(held.items())[i::2]) for i in (0, 1)]
+    files = [f"pytorch_model-0000{i}-of-00002.bin" for i in (1, 2)]
+    (bert / "pytorch_model.bin").unlink()
+    for file, half in zip(files, halves, strict=True):
+        torch.save(half, bert / file)
+    names = {name: file for file, half in zip(files, halves, strict=True) for name in half}
+    (bert / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    torch.testing.assert_close(Bert(TEXT, size="tiny", pretrained=str(bert)).state_dict(), expected)
+    (bert / files[1]).unlink()
+    refuse(bert, f"is incomplete: {files[1]} is not there")
+
+
+def test_no_object_comes_out_of_a_torch_file(bert):
+    class Evil:
+        def __reduce__(self):
+            return (os.mkdir, ("made_by_a_pickle",))
+
+    (bert / "model.safetensors").unlink()
+    torch.save({"embeddings.word_embeddings.weight": Evil()}, bert / "pytorch_model.bin")
+    refuse(bert, "cannot be loaded")
+    assert not Path("made_by_a_pickle").exists()
 
 
 def test_remote_code_is_never_run(bert):
@@ -238,7 +265,8 @@ def test_a_hub_id_without_network_answers_at_once(tmp_path, monkeypatch, offline
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     start = time.monotonic()
-    refuse("nobody/no-such-model", "cannot be reached", "hf download nobody/no-such-model", "backbone.pretrained=null")
+    why = "may not be asked (HF_HUB_OFFLINE)" if offline else "cannot be reached"
+    refuse("nobody/no-such-model", why, "hf download nobody/no-such-model", "backbone.pretrained=null")
     assert time.monotonic() - start < 5
 
 

@@ -394,7 +394,7 @@ def test_a_full_disk(monkeypatch):
     before = snapshot()
     code, told = answer([*AVERAGE, "models=[a,b]", "out=out"])
     assert code == EXIT_USER
-    assert "GB are free" in told
+    assert "needs 16.8 MB" in told and "100 B are free" in told  # a little is left to everybody else
     assert snapshot() == before
 
 
@@ -407,6 +407,21 @@ def test_a_disk_that_fills_up_meanwhile(monkeypatch):
     assert code == 1
     assert "is full" in told
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("where", ["writer.os.pwrite", "writer.SafetensorsWriter.finish"])
+def test_a_write_that_fails_otherwise(monkeypatch, where):
+    def broken(*_):
+        raise OSError(27, "File too large")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"runner.merging.{where}", broken)
+        code, told = answer([*AVERAGE, "models=[a,b]", "out=out"])
+    assert code == 1
+    assert "'out' cannot be written: File too large" in told.replace(str(Path.cwd()) + "/", "")
+    assert not Path("out").exists()
+    code, told = answer([*AVERAGE, "models=[a,b]", "out=out"])
+    assert code == 0, told
 
 
 def test_a_place_that_cannot_be_written():

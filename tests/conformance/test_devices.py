@@ -44,11 +44,22 @@ WITH = {  # what an option does not work without
     "mtsl": ["wrapper=mtsl"],
     "vtagml": ["wrapper=task_affinity", "backbone=vit", "backbone.size=tiny", "backbone.frozen=true"],
     "task_prompter": ["backbone=vit", "backbone.size=tiny", "architecture.channels=16"],
+    "modo": ["trainer.batch_size=8"],
+    "sdmgrad": ["trainer.batch_size=12"],
 }
-LOOKS = Counter({"architecture=atrc_search": 2, "weighting=auto_lambda": 8, "weighting=forum": 20, "weighting=moml": 6})
-"""Waits that an option needs in a step beyond the usual: methods that look ahead decide by what they see."""
-USUAL = 6
-"""Waits of a step: labels that are there, losses, norm of the gradient; Gram matrix, coefficients for the log; one."""
+USUAL = 8
+"""Waits of a step: labels that are there, losses, norm of the gradient; Gram matrix, coefficients for the log; some of
+the method's own."""
+LOOKS = Counter(
+    {
+        "architecture=atrc_search": 16,  # one per choice that has still to be made
+        "weighting=auto_lambda": 5,  # methods that look ahead decide by what they see
+        "weighting=coba": 1,
+        "weighting=forum": 16,
+        "weighting=moml": 3,
+    }
+)
+"""Waits beyond those."""
 
 
 def waits_of_a_step(place, monkeypatch, *overrides: str) -> Counter[str]:

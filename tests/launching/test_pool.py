@@ -116,6 +116,17 @@ def test_a_worker_that_dies_has_failed(tmp_path):
     assert (job.state, job.code, status(job.path)) == ("FAILED", 1, "FAILED")
 
 
+def test_what_ends_a_job_before_its_first_attempt_is_remembered(tmp_path):
+    """A checkpoint that is not there, say; the log ends with a hint, not with what is wrong."""
+    job = Pool(1).submit(config("ok"), tmp_path / "job", ["train"])
+    run = claim(job)
+    (run.path / "console.log").write_text("error: no such checkpoint\n  check the spelling\n")
+    run.end_attempt("FAILED", message="no such checkpoint")
+    assert pool.last_message(run) == "no such checkpoint"
+    run.begin_attempt(0)
+    assert not run.info()["message"]
+
+
 def test_the_end_of_a_worker_that_waited_says_nothing_of_the_one_at_work(tmp_path):
     job = Pool(1).submit(config("ok"), tmp_path / "job", ["train"])
     run = claim(job)

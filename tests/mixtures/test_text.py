@@ -111,6 +111,7 @@ def test_sources_that_the_vocabulary_needs_must_be_there(two):
     sources["a"]["path"] = "nowhere"
     (problem,) = texts(data_root, sources, {"b": tasks["b"]}).check()
     assert "data set 'a' is not there" in problem.what
+    assert texts(data_root, sources, {"b": tasks["b"]}, tokenizer="someone/bert").check() == []  # none is learned
 
 
 def test_pairs(tmp_path):

@@ -183,7 +183,7 @@ def test_a_checkpoint_without_tokenizer(tmp_path, monkeypatch):
     for place in (str(tmp_path), "someone/unknown-model"):
         with pytest.raises(UserError) as caught:
             Pretrained(place, max_length=8)
-        assert f"'{place}'" in str(caught.value)
+        assert place in str(caught.value)
         assert "mixture.tokenizer" in str(caught.value)
 
 

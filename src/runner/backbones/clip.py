@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from runner.backbones.hub import local_checkpoint
+from runner.backbones.hub import local_checkpoint, local_config
 from runner.backbones.plain import PlainTransformer, bicubic_matrix
 from runner.backbones.pretrained import attention_choice, check_size, load_weights
 from runner.config.kinds import NonNegativeInt
@@ -122,9 +122,9 @@ def make_clip(size: str | None, pretrained: str | None, attention: str | None) -
             raise UserError("backbone.size=null takes the size of a checkpoint, and backbone.pretrained is null")
         config = CLIPVisionConfig(image_size=224, **PRESETS[size])
         return CLIPVisionModelWithProjection._from_config(config, **arguments)
+    check_size(read_vision_config(local_config(pretrained), pretrained), PRESETS, size, pretrained)
     directory = local_checkpoint(pretrained)
     config = read_vision_config(directory, pretrained)
-    check_size(config, PRESETS, size, pretrained)
     ignore = [r"^text_model\.", r"^text_projection\.", r"^logit_scale$", r"position_ids$"]
     return load_weights(CLIPVisionModelWithProjection, directory, pretrained, config, ignore, arguments)
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from runner.backbones.hrnet_layers import PRESETS, Exchange, HighResolutionNet, Upsampling
-from runner.backbones.hub import local_checkpoint
+from runner.backbones.hub import local_checkpoint, local_config
 from runner.backbones.image import IMAGENET_MEAN, IMAGENET_STD, ImageBackbone
 from runner.backbones.resnet import set_norm
 from runner.backbones.staged import StageRun, through
@@ -185,8 +185,7 @@ def make_hrnet(size: str | None, pretrained: str | None, upsampling: Upsampling)
                 suggest("", PRESETS),
             )
         return HRNetTrunk(size, upsampling)
-    directory = local_checkpoint(pretrained)
-    architecture = read_architecture(directory, pretrained, "hrnet")
+    architecture = read_architecture(local_config(pretrained), pretrained, "hrnet")
     found = architecture.removeprefix("hrnet_").removesuffix("_ssld")  # distilled weights of the same network
     if found not in PRESETS:
         raise UserError(
@@ -199,5 +198,5 @@ def make_hrnet(size: str | None, pretrained: str | None, upsampling: Upsampling)
             f"set backbone.size={found}",
         )
     trunk = HRNetTrunk(found, upsampling)
-    load_weights(trunk, directory, pretrained, HEAD)
+    load_weights(trunk, local_checkpoint(pretrained), pretrained, HEAD)
     return trunk

@@ -1,38 +1,44 @@
-"""`pretrained:` → a local directory with config.json and safetensors weights."""
+"""`pretrained:` → a local directory with config.json and weights: safetensors, or pytorch_model.bin."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+import os
 import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from runner.errors import UserError
+from runner.errors import RunFailed, UserError
 
-FILES = ["config.json", "*.safetensors", "*.safetensors.index.json"]
+log = logging.getLogger(__name__)
+
+SAFE = ["*.safetensors", "*.safetensors.index.json"]
+PICKLED = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
+"""What weights lay in before safetensors; they are read with `weights_only=True`, so that only tensors come out."""
+TOKENIZER = ["tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges*", "*.model", "*.tiktoken"]
+PREPROCESSOR = ["preprocessor_config.json"]
 TIMEOUT_S = 5.0
 """For the hub's first answer; downloads themselves may take as long as they need."""
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_ID = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
 
 
-def local_checkpoint(pretrained: str, key: str = "backbone.pretrained") -> Path:
+def local_checkpoint(pretrained: str, key: str = "backbone.pretrained", also: Sequence[str] = ()) -> Path:
     """The directory of a checkpoint: a local one as it is, a hub id from the cache or else downloaded into it.
 
     Args:
-        pretrained: a directory or a hub id.
+        pretrained: a directory or a hub id, with @REVISION for a branch, tag or commit of it.
         key: of the configuration that names it, for messages.
+        also: patterns of files that are wanted beside config.json and the weights, where the hub has them.
 
     Raises:
-        UserError: there is no such directory or repository, it cannot be reached, or it has no safetensors weights.
+        UserError: there is no such directory or repository, it cannot be reached, or it has no weights.
     """
     where = f"{key}={pretrained}"
-    path = Path(pretrained).expanduser()
-    if not path.is_dir():
-        if not may_be_on_hub(pretrained):
-            raise UserError(
-                f"{where}: there is no such directory",
-                "give a directory with config.json and model.safetensors, a Hugging Face hub id, or null",
-            )
-        path = _from_hub(pretrained, where)
+    path = _directory(pretrained, where, lambda: _weights_from_hub(pretrained, where, also))
     if not (path / "config.json").is_file():
         raise UserError(
             f"{where} is not a checkpoint: it has no config.json", "save_pretrained() of transformers writes one"
@@ -42,12 +48,36 @@ def local_checkpoint(pretrained: str, key: str = "backbone.pretrained") -> Path:
             f"{where} is incomplete: {missing[0]} is not there ({len(missing)} files missing in all)",
             "download or copy the checkpoint again",
         )
-    if not any(path.glob("*.safetensors")):
+    if not has_weights(path):
         raise UserError(
-            f"{where} has no safetensors weights, and pickled ones are never read",
-            "load it once where you trust it and write it again with save_pretrained()",
+            f"{where} has no weights: neither *.safetensors nor pytorch_model.bin",
+            "load it where it can be read and write it again with save_pretrained()",
         )
     return path
+
+
+def local_config(pretrained: str, key: str = "backbone.pretrained") -> Path:
+    """The directory with a checkpoint's config.json, and perhaps nothing else: what it is, before it is downloaded."""
+    where = f"{key}={pretrained}"
+    return _directory(
+        pretrained, where, lambda: _cached(pretrained, ["config.json"]) or _from_hub(pretrained, where, ["config.json"])
+    )
+
+
+def local_tokenizer(checkpoint: str, key: str) -> Path:
+    """The directory of a tokenizer's files, which may have no weights beside them; otherwise as `local_checkpoint`."""
+    where = f"{key}={checkpoint}"
+    return _directory(checkpoint, where, lambda: _tokenizer_from_hub(checkpoint, where))
+
+
+def has_weights(path: Path) -> bool:
+    """Whether a directory holds a model's weights in a form that is read."""
+    return is_safe(path) or any(path.glob("pytorch_model*.bin"))
+
+
+def is_safe(path: Path) -> bool:
+    """Whether a checkpoint has safetensors, which are then preferred."""
+    return any(path.glob("*.safetensors"))
 
 
 def may_be_on_hub(pretrained: str) -> bool:
@@ -58,50 +88,161 @@ def may_be_on_hub(pretrained: str) -> bool:
 
 
 def is_local(pretrained: str) -> bool:
-    """Whether the checkpoint is on this machine, in a directory or in the hub's cache; asks nobody else."""
+    """Whether the checkpoint is on this machine, in a directory or whole in the hub's cache; asks nobody else."""
     if Path(pretrained).expanduser().is_dir():
         return True
-    if not _HUB_ID.fullmatch(pretrained):
-        return False
-    from huggingface_hub import try_to_load_from_cache
-
-    return isinstance(try_to_load_from_cache(pretrained, "config.json"), str)
+    return _HUB_ID.fullmatch(pretrained) is not None and _cached_weights(pretrained, ()) is not None
 
 
-def _from_hub(hub_id: str, where: str) -> Path:
+def hub_is_off() -> bool:
+    """Whether the environment forbids asking the hub (HF_HUB_OFFLINE)."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def _directory(given: str, where: str, download: Callable[[], Path]) -> Path:
+    path = Path(given).expanduser()
+    if path.is_dir():
+        return path
+    if not may_be_on_hub(given):
+        raise UserError(
+            f"{where}: there is no such directory",
+            "give a directory with config.json and model.safetensors, a Hugging Face hub id, or null",
+        )
+    return download()
+
+
+def _weights_from_hub(hub_id: str, where: str, also: Sequence[str]) -> Path:
+    cached = _cached_weights(hub_id, also)
+    if cached is not None:
+        return cached
+    path = _from_hub(hub_id, where, ["config.json", *SAFE, *also])
+    return path if is_safe(path) else _from_hub(hub_id, where, ["config.json", *PICKLED, *also])
+
+
+def _tokenizer_from_hub(hub_id: str, where: str) -> Path:
+    wanted = ["config.json", *TOKENIZER]
+    cached = _cached(hub_id, wanted)
+    return cached if cached is not None and any(cached.glob("*token*")) else _from_hub(hub_id, where, wanted)
+
+
+def _cached_weights(hub_id: str, also: Sequence[str]) -> Path | None:
+    """The directory in the hub's cache, if all that is wanted lies there."""
+    for weights in (SAFE, PICKLED):
+        path = _cached(hub_id, ["config.json", *weights, *also])
+        if path is not None and (path / "config.json").is_file() and has_weights(path) and not _missing_shards(path):
+            return path
+    return None
+
+
+def _cached(hub_id: str, wanted: Sequence[str]) -> Path | None:
+    """The snapshot in the cache; None where there is none, or where one is known to lack a wanted file."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(**_request(hub_id, wanted), local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+
+
+def _from_hub(hub_id: str, where: str, wanted: Sequence[str]) -> Path:
+    """The snapshot with all wanted files that the repository has; what is not in the cache is downloaded."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        with _calm(hub_id):
+            path = Path(snapshot_download(**_request(hub_id, wanted), etag_timeout=TIMEOUT_S))
+    except Exception as error:  # of several libraries: no network, cut off, gated, not found, a full disk
+        raise _explained(error, hub_id, where) from error
+    log.info("%s: commit %s of the hub", where, path.name)
+    return path
+
+
+@contextlib.contextmanager
+def _calm(hub_id: str) -> Iterator[None]:
+    """Progress bars on a terminal, one line elsewhere; of several processes the first speaks."""
+    from huggingface_hub import utils
+
+    if sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
+        yield
+        return
+    log.info("downloading %s from the Hugging Face hub", hub_id)
+    utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        utils.enable_progress_bars()
+
+
+def _request(hub_id: str, wanted: Sequence[str]) -> dict[str, Any]:
+    found = _HUB_ID.fullmatch(hub_id)
+    assert found is not None
+    return {
+        "repo_id": found["name"],
+        "revision": found["revision"],
+        "allow_patterns": list(wanted),
+        "ignore_patterns": ["*/*"],
+    }
+
+
+def _explained(error: Exception, hub_id: str, where: str) -> UserError:
+    """What went wrong with the hub, and what helps."""
+    from huggingface_hub import constants, errors
 
     key = where.partition("=")[0]
-    options = {"allow_patterns": FILES, "ignore_patterns": ["*/*"]}
-    try:
-        cached = Path(snapshot_download(hub_id, local_files_only=True, **options))
-    except LocalEntryNotFoundError:
-        cached = None
-    if cached is not None and any(cached.glob("*.safetensors")) and not _missing_shards(cached):
-        return cached
-    try:
-        return Path(snapshot_download(hub_id, etag_timeout=TIMEOUT_S, **options))
-    except RepositoryNotFoundError as error:
-        raise UserError(
+    name, _, revision = hub_id.partition("@")
+    if isinstance(error, errors.GatedRepoError):
+        return UserError(
+            f"{where}: '{name}' is gated on the Hugging Face hub, and this account may not download it",
+            f"accept its terms at {constants.ENDPOINT}/{name}, then `hf auth login` (or set HF_TOKEN)",
+        )
+    if isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
+        return UserError(
             f"{where}: neither a local directory nor a repository on the Hugging Face hub",
             "check the spelling; a private or gated repository needs `hf auth login`",
-        ) from error
-    except (OSError, HfHubHTTPError) as error:
-        raise UserError(
-            f"{where}: not in the local cache, and the Hugging Face hub cannot be reached",
-            f"where there is network, run `hf download {hub_id} --local-dir DIR`, then set {key}=DIR; or {key}=null",
-        ) from error
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return UserError(
+            f"{where}: '{name}' has no revision '{revision}' on the Hugging Face hub",
+            f"its branches and tags stand at {constants.ENDPOINT}/{name}/tree/main",
+        )
+    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+        return RunFailed(
+            f"{where} cannot be kept in the hub's cache: {error.strerror}: {error.filename}",
+            "make room, or set HF_HOME to a folder elsewhere",
+        )
+    command = f"hf download {name}" + (f" --revision {revision}" if revision else "") + " --local-dir DIR"
+    away = f"where there is network, run `{command}`, then set {key}=DIR; or {key}=null"
+    if isinstance(error, OSError):  # also what the library makes of a connection that is refused
+        why = "the hub may not be asked (HF_HUB_OFFLINE)" if hub_is_off() else "the Hugging Face hub cannot be reached"
+        return UserError(f"{where}: not in the local cache, and {why}{_answer(error)}", away)
+    return RunFailed(
+        f"{where}: the download broke off: {type(error).__name__}: {_first_line(error)}",
+        "run the same command again: files that arrived whole are kept",
+    )
+
+
+def _answer(error: OSError) -> str:
+    """What the hub said, if it answered at all."""
+    cause = error.__cause__ or error
+    response = getattr(cause, "response", None)
+    return f" (it answers {response.status_code} {response.reason_phrase})" if response is not None else ""
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0]
 
 
 def _missing_shards(path: Path) -> list[str]:
     """Files that an index of shards names and that are not there, as after an interrupted download."""
+    indices = list(path.glob("*.safetensors.index.json"))
+    if not is_safe(path):
+        indices += path.glob("pytorch_model.bin.index.json")
     try:
-        indices = [
-            json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            for index in path.glob("*.safetensors.index.json")
-        ]
+        named = [json.loads(index.read_text(encoding="utf-8"))["weight_map"] for index in indices]
     except (OSError, ValueError, KeyError):
         return []  # a damaged index: loading says so
-    shards = {shard for index in indices for shard in index.values()}
+    shards = {shard for index in named for shard in index.values()}
     return sorted(shard for shard in shards if not (path / shard).is_file())

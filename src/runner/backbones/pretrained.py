@@ -1,4 +1,4 @@
-"""Networks from transformers: built from a preset, or loaded from a checkpoint (safetensors only, no remote code).
+"""Networks from transformers: built from a preset, or loaded from a checkpoint (tensors only, no remote code).
 
 Everything goes through `AutoConfig` and an auto model class. A hub id is first resolved to a local directory, so that
 loading never retries over a dead network and the errors are ours. (`AutoBackbone.from_pretrained` of transformers
@@ -19,7 +19,7 @@ import torch
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
-from runner.backbones.hub import local_checkpoint
+from runner.backbones.hub import is_safe, local_checkpoint, local_config
 from runner.errors import Problem, UserError, suggest
 
 log = logging.getLogger(__name__)
@@ -67,9 +67,9 @@ def make_trunk(
             )
         config = AutoConfig.for_model(family, **{**presets[size], **(scratch or {}), **settings})
         return auto.from_config(config, **arguments)
+    check_size(read_config(local_config(pretrained), pretrained, family), presets, size, pretrained)
     directory = local_checkpoint(pretrained)
     config = read_config(directory, pretrained, family)
-    check_size(config, presets, size, pretrained)
     config.update(settings)
     return load_weights(auto, directory, pretrained, config, ignore, arguments)
 
@@ -131,7 +131,8 @@ def load_weights(
                 directory,
                 config=config,
                 dtype=torch.float32,
-                use_safetensors=True,
+                use_safetensors=is_safe(directory),
+                weights_only=True,
                 trust_remote_code=False,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # reported below, in our words

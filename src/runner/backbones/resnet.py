@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from runner.backbones.base import Backbone
-from runner.backbones.hub import local_checkpoint
+from runner.backbones.hub import local_config
 from runner.backbones.image import IMAGENET_MEAN, IMAGENET_STD, ImageBackbone
 from runner.backbones.pretrained import make_trunk
 from runner.backbones.staged import StageRun, through
@@ -54,7 +54,7 @@ class ResNet(ImageBackbone):
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
     ) -> None:
-        if pretrained is not None and is_timm(directory := local_checkpoint(pretrained), pretrained):
+        if pretrained is not None and is_timm(directory := local_config(pretrained), pretrained):
             trunk = make_timm_trunk(directory, pretrained, PRESETS, size)
         else:
             trunk = make_trunk("resnet", PRESETS, size, pretrained, settings={}, ignore=[r"^classifier\."])

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
-from runner.backbones.hub import local_checkpoint
+from runner.backbones.hub import PREPROCESSOR, is_safe, local_checkpoint
 from runner.backbones.image import IMAGENET_MEAN, IMAGENET_STD
 from runner.backbones.pretrained import quiet
 from runner.backbones.swin import Shift
@@ -30,7 +30,7 @@ class Teacher(nn.Module):
     to fit and padded, and what it makes of the padding is cut off.
 
     Args:
-        pretrained: a hub id or a directory with config.json and safetensors weights.
+        pretrained: a hub id or a directory with config.json and weights.
         key: of the configuration, for messages.
 
     Raises:
@@ -39,14 +39,15 @@ class Teacher(nn.Module):
 
     def __init__(self, pretrained: str, key: str) -> None:
         super().__init__()
-        folder = local_checkpoint(pretrained, key)
+        folder = local_checkpoint(pretrained, key, also=PREPROCESSOR)
         try:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             with quiet():
                 whole, report = AutoModel.from_pretrained(
                     folder,
                     config=config,
-                    use_safetensors=True,
+                    use_safetensors=is_safe(folder),
+                    weights_only=True,
                     trust_remote_code=False,
                     dtype=torch.float32,
                     output_loading_info=True,

@@ -1,4 +1,4 @@
-"""Checkpoints with timm's names: a folder with config.json, which names the architecture, and safetensors weights.
+"""Checkpoints with timm's names: a folder with config.json, which names the architecture, and weights.
 
 They are read and written here without timm. The published ones lie on the hub as `timm/<architecture>.<tag>`.
 """
@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import safetensors.torch
@@ -134,7 +135,7 @@ def read_tensors(directory: Path, pretrained: str) -> dict[str, Tensor]:
     """
     try:
         return _read(directory)
-    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, UnpicklingError, safetensors.SafetensorError) as error:
         first = (str(error).strip().splitlines() or ["no message"])[0]
         raise UserError(
             f"backbone.pretrained={pretrained} cannot be loaded: {type(error).__name__}: {first}"
@@ -205,6 +206,8 @@ def _read(directory: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name in names:
         tensors |= safetensors.torch.load_file(directory / name)
+    for path in [] if names else sorted(directory.glob("pytorch_model*.bin")):
+        tensors |= torch.load(path, map_location="cpu", weights_only=True)
     return {name: t.to(torch.float32) if t.is_floating_point() else t for name, t in tensors.items()}
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel, ResNetConfig
 
+from runner.backbones.hub import local_checkpoint
 from runner.backbones.pretrained import Presets, check_size
 from runner.backbones.timm_checkpoints import fill, match_architecture, read_renamed
 from runner.errors import UserError
@@ -28,7 +29,7 @@ def make_timm_trunk(directory: Path, pretrained: str, presets: Presets, size: st
     """A ResNetModel with the weights of a checkpoint of timm's.
 
     Args:
-        directory: with config.json and safetensors.
+        directory: with its config.json.
         pretrained: what the configuration calls it, for messages.
         presets, size: what the configuration says of it, see `runner.backbones.pretrained.make_trunk`.
 
@@ -36,7 +37,7 @@ def make_timm_trunk(directory: Path, pretrained: str, presets: Presets, size: st
         UserError: it is another kind of network, or does not hold what it should.
     """
     match_architecture(directory, pretrained, ARCHITECTURE, "a plain ResNet (resnet50, …)")
-    state = read_renamed(directory, pretrained, renamed, HEAD, "a plain ResNet")
+    state = read_renamed(local_checkpoint(pretrained), pretrained, renamed, HEAD, "a plain ResNet")
     config = _config(state, pretrained)
     check_size(config, presets, size, pretrained)
     trunk = AutoModel.from_config(config)

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel, ViTConfig
 
+from runner.backbones.hub import local_checkpoint
 from runner.backbones.pretrained import Presets, check_size
 from runner.backbones.timm_checkpoints import fill, match_architecture, read_about, read_renamed
 from runner.errors import UserError
@@ -52,7 +53,7 @@ def make_timm_trunk(
     """A ViTModel with the weights of a checkpoint of timm's.
 
     Args:
-        directory: with config.json and safetensors.
+        directory: with its config.json.
         pretrained: what the configuration calls it, for messages.
         presets, size: what the configuration says of it, see `runner.backbones.pretrained.make_trunk`.
         settings: further values of the configuration (dropout).
@@ -62,7 +63,7 @@ def make_timm_trunk(
         UserError: it is another kind of network, or does not hold what it should.
     """
     named = match_architecture(directory, pretrained, ARCHITECTURE, "a plain ViT (vit_base_patch16_384, …)")
-    state = read_renamed(directory, pretrained, renamed, HEAD, "a plain ViT")
+    state = read_renamed(local_checkpoint(pretrained), pretrained, renamed, HEAD, "a plain ViT")
     given = read_about(directory).get("model_args") or {}
     heads = given.get("num_heads") or HEADS[named[1]]
     config = _config(state, int(heads), pretrained)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from runner.backbones.hub import local_checkpoint
+from runner.backbones.hub import local_config
 from runner.backbones.plain import PlainTransformer
 from runner.backbones.pretrained import attention_choice, checked_drop_path, make_trunk
 from runner.backbones.resnet import group_norm
@@ -112,7 +112,7 @@ def _make_trunk(
     size: str | None, pretrained: str | None, dropout: float | None, attention: str | None
 ) -> PreTrainedModel:
     settings = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-    if pretrained is not None and is_timm(directory := local_checkpoint(pretrained), pretrained):
+    if pretrained is not None and is_timm(directory := local_config(pretrained), pretrained):
         arguments = {"add_pooling_layer": False} | ({"attn_implementation": attention} if attention else {})
         return make_timm_trunk(directory, pretrained, PRESETS, size, settings, arguments)
     return make_trunk(

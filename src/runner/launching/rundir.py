@@ -153,7 +153,8 @@ class RunDirectory:
         if attempts:
             attempts[-1] |= {"ended": now(), "status": status} | ({} if step is None else {"step": step})
             attempts[-1] |= {"message": message} if message else {}
-        self.update(status=status, attempts=attempts)
+        early = {"message": message} if message and not attempts else {}  # it ended before it was an attempt
+        self.update(status=status, attempts=attempts, **early)
 
 
 def alive(attempt: Mapping[str, Any]) -> bool:

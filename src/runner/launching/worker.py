@@ -135,7 +135,7 @@ def _log_to(path: Path, rank: int) -> None:
     )
     logging.captureWarnings(True)
     warnings.simplefilter("default")
-    for noisy in ("urllib3", "fsspec", "filelock", "httpx"):
+    for noisy in ("urllib3", "fsspec", "filelock", "httpx", "httpx2"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

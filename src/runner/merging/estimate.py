@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from runner.errors import UserError
+from runner.files import size_in_words
 from runner.merging.base import Merge, WholeModel
 from runner.merging.blocks import Split
 from runner.merging.engine import Engine, Piece
@@ -40,14 +41,14 @@ def print_plan(merge: Merge, plan: Plan, config: dict[str, Any], *, threads: int
     shards = layout(merge, plan, round(config["shard_size"] * 1e9))
     size = sum(bytes_of(merge, s, names) for s in shards)
     times = {1: "once", 2: "twice"}.get(merge.passes(), f"{merge.passes()} times")
-    rows.append(("reads", f"{plan.bytes_in(merge) / 1e9:.3f} GB, every input {times}"))
-    rows.append(("writes", f"{size / 1e9:.3f} GB in {sum(len(s.files) for s in shards)} files, to {config['out']}"))
+    rows.append(("reads", f"{size_in_words(plan.bytes_in(merge))}, every input {times}"))
+    rows.append(("writes", f"{size_in_words(size)} in {sum(len(s.files) for s in shards)} files, to {config['out']}"))
     folder = Path(config["out"]).parent
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    rows.append(("disk", f"{free / 1e9:.1f} GB free" + ("" if free > size else ": NOT ENOUGH")))
-    rows.append(("memory", f"about {memory(merge, plan, threads, budget) / 1e6:.0f} MB"))
+    rows.append(("disk", f"{size_in_words(free)} free" + ("" if free > size else ": NOT ENOUGH")))
+    rows.append(("memory", f"about {size_in_words(memory(merge, plan, threads, budget))}"))
     rows.append(("time", _time(merge, plan, threads, size)))
     for word, text in rows:
         print(f"{word:<9} {text}")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from runner.errors import RunFailed, UserError
-from runner.files import write_json
+from runner.files import size_in_words, write_json
 from runner.merging.base import Arrangement, Merge, WholeModel
 from runner.merging.blocks import Split
 from runner.merging.disk import some
@@ -89,6 +89,10 @@ def bytes_of(merge: Merge, shard_: Shard, experts: tuple[str, ...]) -> int:
     return sum(o.info.bytes for o in shard_.outputs) + codes
 
 
+RESERVE = 16 * 2**20
+"""Bytes of the disk that a merge leaves free, for its records and for everybody else."""
+
+
 def check_disk(folder: Path, needed: int) -> None:
     """Refuse to start what cannot end.
 
@@ -96,9 +100,10 @@ def check_disk(folder: Path, needed: int) -> None:
         UserError: there is not enough room.
     """
     free = shutil.disk_usage(folder).free
-    if needed + 16 * 2**20 > free:
+    if needed + RESERVE > free:
         raise UserError(
-            f"the merge needs {needed / 1e9:.2f} GB on the disk of '{folder}', {free / 1e9:.2f} GB are free",
+            f"the merge needs {size_in_words(needed + RESERVE)} on the disk of '{folder.parent}', "
+            f"{size_in_words(free)} are free",
             "make room, choose another out=DIR, or store less with dtype=bfloat16",
         )
 
@@ -125,18 +130,28 @@ def stream(
     work = _Work(merge, plan, engine, whole, tell)
     later = Later()
     try:
-        for group in waiting:
-            later.do(work.write(group, target.folder))
+        try:
+            for group in waiting:
+                later.do(work.write(group, target.folder))
+        finally:
+            later.wait()
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise RunFailed(
-            f"the disk of '{target.folder.parent}' is full", "make room and give the same command: it goes on"
-        ) from error
-    finally:
-        later.wait()
+        raise unwritten(error, target) from error
     _write_index(target.folder, shards)
     return _record(merge, plan, engine, shards)
+
+
+def unwritten(error: OSError, target: Target) -> RunFailed:
+    """What a failed write means to who gave the command."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return RunFailed(
+            f"the disk of '{target.folder.parent}' is full", "make room and give the same command: it goes on"
+        )
+    where = f" ({error.filename})" if error.filename else ""
+    return RunFailed(
+        f"'{target.out}' cannot be written: {error.strerror or error}{where}",
+        "the same command goes on where it was, once that is mended",
+    )
 
 
 class _Work:

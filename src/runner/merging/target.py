@@ -45,9 +45,13 @@ class Target:
         known = self._read()
         self.resumed = known.get("fingerprint") == fingerprint
         self.states: list[Any] | None = known.get("states") if self.resumed else None
-        if not self.resumed:
-            self._clear()
-        write_json(self.folder / "plan.json", {"fingerprint": fingerprint, "states": self.states})
+        try:
+            if not self.resumed:
+                self._clear()
+            write_json(self.folder / "plan.json", {"fingerprint": fingerprint, "states": self.states})
+        except OSError as error:
+            self._lock.close()
+            raise UserError(f"'{out}' cannot be written: {error.strerror}", "choose another out=DIR") from error
 
     def _read(self) -> dict[str, Any]:
         try:

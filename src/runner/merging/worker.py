@@ -103,6 +103,8 @@ def run(config: dict[str, Any], *, dry: bool = False) -> int:
             tokens.write(target.folder)
         _write_record(target.folder, config, mark, record)
         target.publish()
+    except OSError as error:
+        raise streaming.unwritten(error, target) from error
     except UserError as error:
         progress.clear()
         if error.exit_code != EXIT_FAILED:  # nothing that the same command could go on with
@@ -137,11 +139,12 @@ def _write_record(folder: Path, config: dict[str, Any], mark: str, record: dict[
 
 
 def _say_done(out: Path, plan: Any, seconds: float) -> None:
+    from runner.files import size_in_words
     from runner.merging.stream import describe_outputs
 
     size = sum(p.stat().st_size for p in out.rglob("*.safetensors"))
     print(f"{describe_outputs(plan)}")
-    print(f"{out}: {size / 1e9:.3f} GB in {seconds:.1f} s")
+    print(f"{out}: {size_in_words(size)} in {seconds:.1f} s")
 
 
 if __name__ == "__main__":

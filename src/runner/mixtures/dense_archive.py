@@ -12,6 +12,7 @@ import numpy as np
 
 from runner.config.kinds import Fraction, PositiveInt
 from runner.errors import Problem, UserError
+from runner.files import size_in_words
 from runner.mixtures import archive, packed
 from runner.mixtures.base import Annotation, Dataset, Mixture, Split, carve, check_tasks
 from runner.mixtures.dense import DenseDataset, Record, Source, parse_geometry, train_size
@@ -182,7 +183,7 @@ class DenseArchive(Mixture):
         folder = packed.pack(target, splits, names, progress)
         size = sum(path.stat().st_size for path in folder.rglob("*.bin"))
         count = sum(len(source.ids) for source in splits.values())
-        return f"{count:,} images with {', '.join(names)}: {folder}, {size / 1e9:.1f} GB"
+        return f"{count:,} images with {', '.join(names)}: {folder}, {size_in_words(size)}"
 
     def unpacked(self, listed: str, wanted: Sequence[str]) -> Source:
         """The records of one published split as they were published."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from runner.config.kinds import Fraction, PositiveInt
 from runner.errors import Problem, UserError
-from runner.mixtures import archive, packed
+from runner.mixtures import archive, hub_data, packed
 from runner.mixtures.base import Annotation, check_tasks
 from runner.mixtures.dense import Record, Source
 from runner.mixtures.dense_archive import DenseArchive
@@ -154,7 +154,7 @@ class NYUv2Hub(DenseArchive):
                 given = {s: [str(f) for f in parts] for s, parts in files.items()}
                 return datasets.load_dataset("parquet", data_files=given, split=listed)
             if self.hub:
-                return datasets.load_dataset(self.hub, split=listed)
+                return hub_data.load(self.hub, split=listed)
         except Exception as error:  # of several libraries: not found, offline, a file that is cut short
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             where = next(iter(files.values()))[0].parent if files else f"'{self.hub}' on the hub"

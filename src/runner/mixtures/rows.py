@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runner.errors import UserError, suggest
+from runner.mixtures import hub_data
 from runner.mixtures.sources import IMAGES, Source, check_splits, local_files
 
 if TYPE_CHECKING:
@@ -272,7 +273,7 @@ def _mapped(name: str, split: str, files: Sequence[Path]) -> Rows:
 
 def _from_hub(source: Source, name: str) -> dict[str, Rows]:
     try:
-        loaded = _library().load_dataset(str(source.hub), source.subset, revision=source.revision)
+        loaded = hub_data.load(str(source.hub), source.subset, revision=source.revision)
     except Exception as error:  # of several libraries: not found, offline, gated, unknown subset, a loading script
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(

@@ -87,7 +87,8 @@ class Texts(FromSources):
 
     @property
     def needed(self) -> list[str]:
-        return list(self.sources)
+        """All sources, for a vocabulary that is trained is that of all texts, whichever tasks a run has."""
+        return super().needed if self.tokenizer else list(self.sources)
 
     @property
     def encoder(self) -> TextTokenizer | None:
@@ -132,7 +133,8 @@ class Texts(FromSources):
         if checkpoint is None:
             return None
         words = any(label.form == "tags" for labels in self.labels.values() for label in labels.values())
-        return Pretrained(checkpoint, max_length=self.max_length, words=words)
+        key = "mixture.tokenizer" if self.tokenizer else "backbone.pretrained"
+        return Pretrained(checkpoint, max_length=self.max_length, words=words, key=key)
 
     @cached_property
     def words(self) -> set[str]:

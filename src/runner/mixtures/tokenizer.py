@@ -163,23 +163,28 @@ class Pretrained(TextTokenizer):
         checkpoint: local folder or hub id.
         max_length: longest text in tokens; the checkpoint's own limit, if that is lower.
         words: texts come as lists of words.
+        key: of the configuration that names the checkpoint, for messages.
 
     Raises:
         UserError: there is no tokenizer, or it has no token to pad with.
     """
 
-    def __init__(self, checkpoint: str, *, max_length: int, words: bool = False) -> None:
+    def __init__(
+        self, checkpoint: str, *, max_length: int, words: bool = False, key: str = "mixture.tokenizer"
+    ) -> None:
         from transformers import AutoTokenizer
 
-        local = Path(checkpoint).expanduser()
+        from runner.backbones.hub import local_tokenizer
+
+        folder = local_tokenizer(checkpoint, key)
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(
-                str(local) if local.is_dir() else checkpoint,
-                local_files_only=local.is_dir(),
+                str(folder),
+                local_files_only=True,
                 trust_remote_code=False,
                 **({"add_prefix_space": True} if words else {}),  # byte-level ones refuse words without it
             )
-        except Exception as error:  # of several libraries: no such file, offline, gated, unknown kind
+        except Exception as error:  # of several libraries: no such file, a damaged one, unknown kind
             raise UserError(
                 f"the tokenizer of '{checkpoint}' cannot be loaded: {str(error).strip().splitlines()[0]}",
                 _WHERE,

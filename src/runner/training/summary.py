@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from runner.backbones.hub import is_local, may_be_on_hub
+from runner.backbones.hub import hub_is_off, is_local, may_be_on_hub
 from runner.config.build import build, locate
 from runner.config.schema import TrainerConfig
 from runner.errors import UserError, suggest
@@ -31,8 +31,11 @@ def print_summary(config: dict[str, Any]) -> None:
     missing: set[str] = set()
     given = config["backbone"]
     config = without_weights(config, missing)
+    when = "it is downloaded when the run starts"
+    if hub_is_off():
+        when = "the run cannot start, for the hub may not be asked (HF_HUB_OFFLINE)"
     for name in sorted(missing):
-        console.print(f"weights   '{name}' is not on this machine: it is downloaded when the run starts{near(name)}")
+        console.print(f"weights   '{name}' is not on this machine: {when}{near(name)}")
     if given.get("pretrained") in missing and given.get("size", "") is None:
         raise UserError(
             f"backbone.size=null takes the size of '{given['pretrained']}', which is not on this machine",

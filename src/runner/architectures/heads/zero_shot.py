@@ -83,11 +83,11 @@ def text_embeddings(checkpoint: str, classes: Sequence[str], templates: Sequence
     """
     from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModelWithProjection
 
-    from runner.backbones.hub import local_checkpoint
+    from runner.backbones.hub import TOKENIZER, is_safe, local_checkpoint
     from runner.backbones.pretrained import quiet
 
     where = f"head.checkpoint={checkpoint}"
-    directory = local_checkpoint(checkpoint, "head.checkpoint")
+    directory = local_checkpoint(checkpoint, "head.checkpoint", also=TOKENIZER)
     try:
         found = json.loads((directory / "config.json").read_text(encoding="utf-8"))
         own = {k: v for k, v in (found.get("text_config") or {}).items() if k != "model_type"}
@@ -96,7 +96,8 @@ def text_embeddings(checkpoint: str, classes: Sequence[str], templates: Sequence
             tower, report = CLIPTextModelWithProjection.from_pretrained(
                 directory,
                 config=config,
-                use_safetensors=True,
+                use_safetensors=is_safe(directory),
+                weights_only=True,
                 trust_remote_code=False,
                 dtype=torch.float32,
                 output_loading_info=True,
@@ -108,12 +109,9 @@ def text_embeddings(checkpoint: str, classes: Sequence[str], templates: Sequence
             f"{where} has no text tower: {len(report['missing_keys'])} of its tensors are missing",
             "name the whole CLIP model, not its image encoder alone",
         )
-    name = str(directory) if Path(checkpoint).expanduser().is_dir() else checkpoint
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            name, trust_remote_code=False, local_files_only=name == str(directory)
-        )
-    except Exception as error:  # of several libraries: no such file, offline, gated
+        tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # of several libraries: no such file, a damaged one
         raise UserError(f"{where} has no tokenizer: {_first(error)}", "save it beside the weights") from error
     texts = [template.replace("{}", c) for c in classes for template in templates]
     limit = tower.config.max_position_embeddings
@@ -137,6 +135,10 @@ def learned_scale(directory: Path) -> float:
         with safe_open(file, "pt") as tensors:
             if "logit_scale" in tensors.keys():  # noqa: SIM118 - not a mapping
                 return float(tensors.get_tensor("logit_scale").float().exp())
+    for file in sorted(directory.glob("pytorch_model*.bin")):
+        held = torch.load(file, map_location="cpu", weights_only=True)
+        if "logit_scale" in held:
+            return float(held["logit_scale"].float().exp())
     return 100.0
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from runner.backbones.hub import local_checkpoint
+from runner.backbones.hub import PREPROCESSOR, local_checkpoint, local_config
 from runner.backbones.image import ImageBackbone
 from runner.backbones.teacher import Teacher, evenly
 from runner.errors import UserError
@@ -22,8 +23,27 @@ def open_teacher(pretrained: str, key: str) -> Teacher | RunTeacher:
     Raises:
         UserError: there is no such checkpoint, or it is no image encoder.
     """
-    folder = local_checkpoint(pretrained, key)
+    folder = local_checkpoint(pretrained, key, also=PREPROCESSOR)
     return RunTeacher(folder, key) if (Path(folder) / WHERE / "export.json").is_file() else Teacher(pretrained, key)
+
+
+def look_for(teachers: Mapping[str, str]) -> None:
+    """Ask for every teacher's config.json, before gigabytes of the first are downloaded.
+
+    Args:
+        teachers: path → hub id or folder.
+
+    Raises:
+        UserError: all that are not there.
+    """
+    problems = []
+    for name, pretrained in teachers.items():
+        try:
+            local_config(pretrained, f"wrapper.teachers.{name}")
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(problems)
 
 
 class RunTeacher(nn.Module):

@@ -14,7 +14,7 @@ from runner.config.kinds import Fraction, NonNegativeFloat, NonNegativeInt
 from runner.errors import UserError, suggest
 from runner.specs import InputSpec
 from runner.training.wrappers.added import AddedLoss
-from runner.training.wrappers.run_teacher import RunTeacher, open_teacher
+from runner.training.wrappers.run_teacher import RunTeacher, look_for, open_teacher
 from runner.types import Batch
 from runner.weighting.base import Weighting
 
@@ -64,6 +64,7 @@ class SAKDistill(AddedLoss):
                 f"{missing} is in one of them only",
                 suggest(missing, paths) or f"such as architecture.paths=[{','.join(self.names)}]",
             )
+        look_for(self.names)
         device = next(model.parameters()).device
         widths = [model.backbone.stage_channels[index] for index in model.read]  # type: ignore[union-attr,index]
         for name in paths:
