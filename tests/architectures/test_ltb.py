@@ -62,11 +62,11 @@ def test_evaluation_runs_the_nodes_on_a_path_only():
 def test_choices_are_uniform_in_the_warm_up_then_drawn_one_parent_at_a_time():
     model = make("ltb", warmup=2, temperature=1.0).train()
     for _ in range(2):
-        assert torch.allclose(model.choose(model.parents[0]), torch.full((3, 3), 1 / 3))
+        assert torch.allclose(model.choose(model.parents[0], model.passed()), torch.full((3, 3), 1 / 3))
         model.steps += 1
     torch.manual_seed(0)
     model.parents[0].data = torch.tensor([[2.0, 0.0, 0.0]]).repeat(3, 1)
-    draws = torch.stack([model.choose(model.parents[0])[0] for _ in range(4000)])
+    draws = torch.stack([model.choose(model.parents[0], model.passed())[0] for _ in range(4000)])
     assert set(draws.detach().round(decimals=5).flatten().tolist()) == {0.0, 1.0}
     share = draws.mean(0)[0].item()
     expected = torch.tensor([2.0, 0.0, 0.0]).softmax(0)[0].item()
@@ -83,7 +83,7 @@ def test_the_temperature_falls_to_its_floor(monkeypatch):
     )
     for steps in (0, 30, 10**6):
         model.steps.fill_(steps)
-        model.choose(model.parents[0])
+        model.choose(model.parents[0], model.passed())
     assert seen == [8.0, 4.0, 1.0]
 
 

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 
+from runner.backbones.tangent import Tangent
 from runner.errors import UserError
 from runner.specs import FeatureSpec
 from runner.types import Features
@@ -278,3 +279,35 @@ def test_another_kind_of_input_is_refused(config, kind):
     for other in SPECS.keys() - {kind}:
         with pytest.raises(UserError, match=f"feeds it {other}"):
             backbone(config, SPECS[other])
+
+
+def test_it_has_a_tangent_space(config, kind):
+    """As `finetune=linearized` trains it: its slope is that of finite differences, and it has a gradient."""
+    net = backbone(config).eval().double()
+    net.restrict([next(iter(net.serves))])
+    inputs = {name: x.double() if x.is_floating_point() else x for name, x in example(kind).items()}
+    tangent = Tangent(net).eval()
+    torch.manual_seed(0)
+    origin = [p.detach().clone() for p in net.parameters()]
+    way = [torch.randn_like(p) * 0.1 for p in origin]
+
+    def move(share: float) -> None:
+        with torch.no_grad():
+            for p, start, step in zip(net.parameters(), origin, way, strict=True):
+                p.copy_(start + share * step)
+
+    def features(share: float) -> list[torch.Tensor]:
+        move(share)
+        with torch.no_grad():
+            return tensors(net(inputs))
+
+    move(1.0)
+    linear = tangent(inputs)
+    scalar(linear).backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
+    near = []  # by step: a long one passes kinks, a short one drowns where a layer computes in float32
+    for small in (1e-4, 1e-7):
+        differences = zip(tensors(linear), features(0.0), features(-small), features(small), strict=True)
+        slopes = [(found - here, (after - before) / (2 * small)) for found, here, before, after in differences]
+        near.append([float(((a - b).abs() <= 0.02 * b.abs().max()).float().mean()) for a, b in slopes])
+    assert all(max(shares) > 0.9 for shares in zip(*near, strict=True)), near

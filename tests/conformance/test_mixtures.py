@@ -21,9 +21,12 @@ from runner.config.freeze import finalize
 from runner.config.paths import read_header
 from runner.config.source import constant
 from runner.config.static import signature
+from runner.errors import UserError
 from runner.mixtures.base import Mixture
 from runner.mixtures.collate import collate
 from runner.mixtures.stream import eval_batches
+from runner.predicting.accepts import accepted, check
+from runner.predicting.request import Request
 from runner.specs import InputSpec
 from tests.mixtures.archives import (
     BUILDINGS,
@@ -188,6 +191,30 @@ def test_checking_imports_no_torch(name, tmp_path) -> None:
     assert subprocess.run(command, check=False, timeout=60).returncode == 0
 
 
+REFUSED = {"toy_pareto": "functions of the weights alone"}
+"""Options whose runs `runner predict` has no answer for, and the reason that it gives."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_on_it_predicts_or_says_why_not(name) -> None:
+    frozen = {"mixture": config(name), "data_root": "nowhere"}
+    if name in REFUSED:
+        with pytest.raises(UserError, match=REFUSED[name]):
+            accepted(frozen, "RUN")
+        return
+    found = accepted(frozen, "RUN")
+    assert [*found.dense, *found.others]
+    kind = constant(target(name), "input_kind")
+    for given, fits in (({"image": "x.png", "to": "x"}, kind == "image"), ({"texts": ["x"]}, kind == "text")):
+        if fits:
+            check(found, "RUN", Request(run="RUN", **given))
+        else:
+            with pytest.raises(UserError, match="'RUN' reads "):
+                check(found, "RUN", Request(run="RUN", **given))
+    with pytest.raises(UserError, match="there is no input"):
+        check(found, "RUN", Request(run="RUN"))
+
+
 # ---- with data -------------------------------------------------------------------------------------------------------
 
 
@@ -205,6 +232,18 @@ def test_the_input_spec(opened) -> None:
         assert spec.elements and spec.num_atoms
     else:
         assert spec.num_numeric + len(spec.cardinalities) > 0
+
+
+def test_what_a_run_keeps_makes_the_same_inputs_without_the_data(opened, request) -> None:
+    """A mixture whose data is not there, but which has what another one learned, reads as that one does."""
+    mixture, _ = opened
+    kept = json.loads(json.dumps(mixture.keep()))
+    again = build(config(request.node.callspec.params["opened"]), "/nowhere", where="mixture")
+    again.restore(kept, None)
+    assert again.keep() == kept
+    names = mixture.class_names()
+    for task, classes in names.items():
+        assert len(classes) == len(set(classes)) == mixture.tasks[task]["num_classes"]
 
 
 def test_all_splits_have_the_same_data_sets_with_examples(opened) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from runner.config.compose import compose
 from runner.config.freeze import finalize, finalize_eval
@@ -23,12 +24,15 @@ from runner.merging.launched import empty_result, merge_run
 from runner.merging.loading import load_expert, plain_parts
 from runner.merging.outcome import compare_with_experts
 from runner.merging.scaling import merge_with
+from runner.predicting.opened import Opened
+from runner.predicting.predictor import Predictor
 from runner.tasks.classification import Classification
 from runner.tasks.depth import Depth
 from runner.training.checkpoints import Checkpoints, load_weights
 from runner.training.evaluate import evaluate
 from runner.training.loop import train
 from runner.training.verbs import evaluate_run
+from runner.types import Group
 from tests.support import TINY, weights
 
 SMALL = [
@@ -251,6 +255,20 @@ def test_linearised_and_adapted_experts_merge(base, tmp_path, extra):
     inner = "backbone.point." if "finetune=linearized" in extra else "backbone."
     start = weights(base, "best")
     assert {inner + n.removeprefix("backbone.") for n in start if n.startswith("backbone.")} <= set(state)
+
+
+def test_a_module_predicts_as_it_evaluates(base, tmp_path):
+    """A merge that is a module of its own colours pictures like any run."""
+    merged = execute(frozen(tmp_path, "merge=tall_mask", f"init={base}"))
+    opened = Opened.open(RunDirectory.open(merged), "best", "cpu")
+    found = Predictor.of(opened)
+    example = plain_parts(RunDirectory.open(merged).config()).mixture.datasets("test")["rooms"].example(0, None)
+    pixels = torch.from_numpy(example.inputs["pixels"])[None]
+    with torch.no_grad():
+        expected = opened.model(Group("x", {"pixels": pixels}), list(found.tasks))
+    image = Image.fromarray((example.inputs["pixels"].transpose(1, 2, 0) * 255).round().astype("uint8"))
+    for task, prediction in found.predict(image, "native").items():
+        torch.testing.assert_close(torch.from_numpy(prediction), expected[task][0], atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.slow

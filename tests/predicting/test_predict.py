@@ -16,8 +16,10 @@ from runner.errors import UserError
 from runner.launching.rundir import RunDirectory
 from runner.launching.signals import StopFlag
 from runner.predicting import worker
+from runner.predicting.opened import Opened
 from runner.predicting.pictures import folders, read
 from runner.predicting.predictor import Predictor
+from runner.predicting.request import Request
 from runner.training.loop import train
 from runner.types import Group
 from tests.support import TINY
@@ -33,7 +35,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
 
 @pytest.fixture(scope="module")
 def predictor(run: RunDirectory) -> Predictor:
-    return Predictor.open(run, "best", "cpu")
+    return Predictor.of(Opened.open(run, "best", "cpu"))
 
 
 def photo(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -72,8 +74,8 @@ def test_a_folder_of_pictures(run: RunDirectory, tmp_path: Path, capsys: pytest.
     photo(30, 64).save(tmp_path / "in" / "sub" / "b.png")
     (tmp_path / "in" / "c.png").write_text("no picture")
     (tmp_path / "in" / "notes.txt").write_text("not looked at")
-    arguments = [str(run.path), str(tmp_path / "in"), str(tmp_path / "out"), "best", "--raw", "--device", "cpu"]
-    assert worker.main(arguments) == 1
+    image, to = str(tmp_path / "in"), str(tmp_path / "out")
+    assert worker.main(Request(run=str(run.path), image=image, to=to, raw=True, device="cpu")) == 1
     said = capsys.readouterr()
     assert "c.png' is not a picture that can be read" in said.err
     assert "1 of 3 files" in said.err
@@ -122,25 +124,35 @@ def test_pictures_as_people_have_them(tmp_path: Path) -> None:
 def test_what_is_wrong_is_said_before_a_model_is_built(
     run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    empty, pics, picture = (str(tmp_path / name) for name in ("empty", "pics", "pics/a.png"))
     (tmp_path / "empty").mkdir()
+    (tmp_path / "pics").mkdir()
+    photo(4, 4).save(picture)
     where = str(run.path)
     for arguments, words in (
-        (["--to", "x"], ["--image is missing"]),
-        (["--image", str(tmp_path / "empty"), "--to", "x"], ["no picture in"]),
+        (["--to", "x"], ["there is no input", "--image FILE|DIR"]),
+        (["--image", empty, "--text", "x"], ["--image and --text exclude one another", "no picture in"]),
+        (["--image", empty, "--to", "x"], ["no picture in"]),
         (
             ["--image", "gone.png", "--device", "gpu"],
-            ["--to is missing", "--device is 'gpu'", "there is no 'gone.png'"],
+            ["--device is 'gpu'", "there is no 'gone.png'"],
         ),
-        (["--image", str(tmp_path), "--to", "x", "--checkpoint", "7"], ["no checkpoint"]),
+        (["--image", pics, "--to", "x", "--checkpoint", "7"], ["no checkpoint"]),
+        (["--image", picture], ["--to is missing"]),
+        (["--image", pics, "--to", "x", "--tasks", "depht"], ["no task 'depht'", "did you mean 'depth'"]),
+        (["--text", "hello"], ["reads pictures", "give --image"]),
+        (["--file", "notes.txt", "--to", "x"], ["there is no 'notes.txt'"]),
+        (["--image", pics, "--to", "x", "--keep", "id"], ["--keep names columns of a file"]),
+        (["--image", pics, "--to", "x", "--batch-size", "many"], ["--batch-size is 'many'"]),
+        (["--text"], ["--text needs a value"]),
+        (["--text", " ", "--pair", "x", "--pair", "y"], ["a text is empty", "--pair is given 2 times"]),
     ):
-        if "--checkpoint" in arguments:
-            photo(4, 4).save(tmp_path / "a.png")
         assert main(["predict", where, *arguments]) == 2
         said = capsys.readouterr().err
         assert all(word in said for word in words), said
 
 
-def test_a_run_without_dense_tasks_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_without_inputs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = finalize(compose("train", ["+experiment=toy_pareto", f"output_dir={tmp_path}"]))
     made = RunDirectory.claim(config, "train", [])
     checkpoint = made.path / "checkpoints" / "step-00000001"
@@ -149,4 +161,4 @@ def test_a_run_without_dense_tasks_is_refused(tmp_path: Path, capsys: pytest.Cap
     (made.path / "checkpoints" / "best").symlink_to(checkpoint.name)
     photo(4, 4).save(tmp_path / "a.png")
     assert main(["predict", str(made.path), "--image", str(tmp_path / "a.png"), "--to", str(tmp_path / "o")]) == 2
-    assert "are not dense" in capsys.readouterr().err
+    assert "are functions of the weights alone" in capsys.readouterr().err

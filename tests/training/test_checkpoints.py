@@ -12,15 +12,14 @@ import torch
 from torch import nn
 
 from runner.errors import RunFailed, UserError
+from runner.randomness import rng_state, set_rng_state
 from runner.specs import InputSpec
 from runner.training.checkpoints import (
     Checkpoints,
     check_inputs,
     is_whole,
     load_weights,
-    rng_state,
     save_weights,
-    set_rng_state,
 )
 
 

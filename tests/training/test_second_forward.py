@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import nn
 
+from runner.randomness import rng_state
 from runner.training.forward import Forward
-from runner.training.second_forward import buffers_kept, random_replayed, rng_state, second_losses
+from runner.training.second_forward import buffers_kept, random_replayed, second_losses
 from runner.types import Group
 from runner.weighting.engine import Engine
 from runner.weighting.equal import Equal

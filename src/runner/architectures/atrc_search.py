@@ -176,9 +176,9 @@ class Choice(nn.Module):
         """One weight per kind of context."""
         logits = self.logits.float()
         soft = logits.softmax(0)
-        if self.training and not self.fixed:
-            first, second = soft.detach().topk(2).values.tolist()
-            if first - second < CERTAIN:
+        if self.training:
+            first, second = soft.detach().topk(2).values
+            if torch.where(self.fixed, torch.inf, first - second) < CERTAIN:  # one look at the device
                 return F.gumbel_softmax(logits, tau=self.temperature)
             if torch.is_grad_enabled():
                 self.fixed.fill_(True)

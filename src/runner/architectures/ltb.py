@@ -89,14 +89,17 @@ class LTB(Architecture):
         defaults = {"dense": dense_head, "pooled": pooled_head, "token": token_head}
         self.heads = nn.ModuleDict({name: make_head(first.spec, task, defaults) for name, task in tasks.items()})
 
-    def choose(self, logits: Tensor) -> Tensor:
-        """Logits (..., N) → weights over parents, see the class."""
+    def passed(self) -> int:
+        """Training passes before this one. A look at the device, so once in a pass."""
+        return int(self.steps) - (0 if torch.is_grad_enabled() else 1)  # a second look repeats the pass before it
+
+    def choose(self, logits: Tensor, passed: int) -> Tensor:
+        """Logits (..., N) → weights over parents, see the class; `passed` counts in training alone."""
         if not self.training:
             soft = logits.softmax(-1)
             hard = F.one_hot(logits.argmax(-1), logits.shape[-1]).to(soft)
             # Exactly `hard`; the softmax is in the graph because whoever asks what a loss reaches asks in this mode.
             return hard + (soft - soft.detach()) if torch.is_grad_enabled() else hard
-        passed = int(self.steps) - (0 if torch.is_grad_enabled() else 1)  # a second look repeats the pass before it
         if passed < self.warmup:
             return torch.full_like(logits, 1.0 / logits.shape[-1]) + 0.0 * logits
         temperature = max(self.final_temperature, self.temperature / (1 + (passed - self.warmup) / self.anneal) ** 0.5)
@@ -118,8 +121,9 @@ class LTB(Architecture):
     def forward(self, group: Group, tasks: Sequence[str]) -> dict[str, Tensor]:
         if not tasks:
             return {}
-        gates = [self.choose(logits) for logits in self.parents] or [None] * (self.depth - 1)
-        leaves = {task: self.choose(self.leaves[task]) if self.leaves else None for task in tasks}
+        passed = self.passed() if self.training and self.leaves else 0
+        gates = [self.choose(logits, passed) for logits in self.parents] or [None] * (self.depth - 1)
+        leaves = {task: self.choose(self.leaves[task], passed) if self.leaves else None for task in tasks}
         if self.training and torch.is_grad_enabled():
             self.steps += 1
         needed = self._needed(tasks)

@@ -17,6 +17,7 @@ from runner.backbones.base import Backbone
 from runner.backbones.staged import require_stages
 from runner.config.kinds import Fraction, NonNegativeFloat, PositiveInt
 from runner.errors import UserError
+from runner.randomness import forked_rng
 from runner.types import Features, Group, Prediction, Supervised, final
 
 
@@ -140,7 +141,7 @@ class Slimmable(Architecture):
         narrowest = Setting(len(self.ratios) - 1, dict.fromkeys(self.tasks, len(self.ratios) - 1))
         dense = next(self.backbone.parameters())
         try:
-            with torch.no_grad(), torch.random.fork_rng():
+            with torch.no_grad(), forked_rng():
                 pixels = torch.zeros(1, 3, 64, 64, device=dense.device)
                 self._run(Group("probe", {"pixels": pixels}), list(self.tasks), narrowest, [])
         except (RuntimeError, StopIteration, ValueError) as error:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from runner.backbones.base import Backbone
 from runner.types import Features
@@ -59,7 +60,8 @@ class Tangent(Backbone):
             return tuple(flat)
 
         delta = {n: moved[n] - origin[n] for n in moved}
-        at_origin, slope = torch.func.jvp(features, (origin,), (delta,))
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no derivative of this kind
+            at_origin, slope = torch.func.jvp(features, (origin,), (delta,))
         flat = [a + b for a, b in zip(at_origin, slope, strict=True)]
 
         def unpack(place: Any) -> Any:

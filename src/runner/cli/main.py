@@ -23,7 +23,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "cancel": ("cancel", "stop a sweep: here, or in Slurm's queue"),
     "diff": ("diff", "compare two runs or two options: configuration and metrics"),
     "rerun": ("rerun", "run a frozen configuration again and compare the numbers"),
-    "predict": ("predict", "run a trained dense model on your own pictures"),
+    "predict": ("predict", "run a trained model on your own inputs"),
     "export": ("export", "write a run as a Hugging Face folder"),
     "sync": ("sync", "upload offline runs to W&B"),
     "ls": ("ls", "list groups and options"),

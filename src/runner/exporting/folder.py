@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from runner.files import read_json, write_json
 from runner.launching.rundir import RunDirectory
 from runner.training.assemble import Parts, assemble
 from runner.training.checkpoints import Checkpoints, check_inputs, load_weights
+from runner.training.kept import kept_inputs
 
 PRIVATE = ("data_root", "output_dir", "run_dir")
 """Keys of the configuration that name places on this machine."""
@@ -38,7 +40,8 @@ def export(run: RunDirectory, to: Path, checkpoint: str, licence: str | None, da
         to: must not exist, or be empty.
         checkpoint: best, latest or a step.
         licence: an SPDX identifier for the model card, or None.
-        data_root: where the data lies now; needed where the model's inputs depend on it (texts, tables).
+        data_root: where the data lies now; needed where the model's inputs depend on it (texts, tables) and the run
+            is of before it kept them.
 
     Returns:
         What became of every backbone.
@@ -49,7 +52,7 @@ def export(run: RunDirectory, to: Path, checkpoint: str, licence: str | None, da
     """
     config = run.config()
     found = Checkpoints(run.path / "checkpoints").find(checkpoint)
-    parts, averaged = plain_model(config, found, data_root)
+    parts, averaged = plain_model(config, found, data_root, kept_inputs(run.path))
     parts.model.eval()
     to = to.absolute()
     temporary = to.with_name(f".{to.name}.{secrets.token_hex(4)}")
@@ -66,8 +69,13 @@ def export(run: RunDirectory, to: Path, checkpoint: str, licence: str | None, da
     return trunks
 
 
-def plain_model(config: dict[str, Any], checkpoint: Path, data_root: str | None) -> tuple[Parts, bool]:
+def plain_model(
+    config: dict[str, Any], checkpoint: Path, data_root: str | None, kept: Mapping[str, Any] | None = None
+) -> tuple[Parts, bool]:
     """A run's model with a checkpoint's weights, adapters folded in; and whether these are averaged weights.
+
+    Args:
+        kept: the run's inputs.json, in place of its data.
 
     Raises:
         UserError: the result of a merge that is not one set of weights of the experts' architecture.
@@ -83,7 +91,7 @@ def plain_model(config: dict[str, Any], checkpoint: Path, data_root: str | None)
         )
     without = {**config, "adapter": {"_target_": None}}
     adapter = None if merged else build(config.get("adapter"), where="adapter")  # a merge has folded it already
-    parts = assemble(without if merged else config, data_root, must_have_data=False)
+    parts = assemble(without if merged else config, data_root, must_have_data=False, kept=kept)
     check_inputs(checkpoint, parts.inputs)
     averaged = bool(TrainerConfig(**config["trainer"]).ema) and not merged
     if merged:
@@ -96,7 +104,7 @@ def plain_model(config: dict[str, Any], checkpoint: Path, data_root: str | None)
         load_weights(parts.model, checkpoint / "model.safetensors")
     if adapter is not None:
         state = adapter.fold(parts.model)
-        parts = assemble(without, data_root, must_have_data=False)
+        parts = assemble(without, data_root, must_have_data=False, kept=kept)
         parts.model.load_state_dict(state)
     return parts, averaged
 

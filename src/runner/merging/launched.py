@@ -29,6 +29,7 @@ from runner.merging.scaling import merge_with
 from runner.tracking import Tracker
 from runner.training.assemble import seed_everything
 from runner.training.checkpoints import Checkpoints, load_weights
+from runner.training.kept import keep_inputs
 from runner.training.processes import Processes
 from runner.training.start import start_from
 
@@ -61,6 +62,7 @@ def merge_run(run: RunDirectory, stop: StopFlag) -> int:
     tracker = Tracker(run.path, config, run.begin_attempt(0), run.info()["wandb_id"], 0, group=run.info().get("sweep"))
     count, names = len(inputs.experts), ", ".join(inputs.experts)
     tracker.message(f"merging {count} experts of {names} by {type(strategy).__name__}")
+    keep_inputs(run.path, parts.mixture, parts.inputs)
     exit_code = EXIT_DONE
 
     def check_stop() -> None:

@@ -8,13 +8,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
 from runner.config.source import constant
 from runner.errors import Problem, UserError, suggest
 from runner.specs import InputKind, InputSpec, TaskKind
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 Split = Literal["train", "validation", "test"]
 
@@ -87,6 +90,31 @@ class Mixture(ABC):
     @abstractmethod
     def datasets(self, split: Split) -> dict[str, Dataset]:
         """The data sets of a split by name. Validation is carved from train where the source has none."""
+
+    # ---- what a trained run needs of its mixture to read inputs of a person's own -----------------------------------
+
+    def keep(self) -> dict[str, Any]:
+        """What `setup` took from the training data to make inputs, in values that JSON can write."""
+        return {}
+
+    def restore(self, kept: Mapping[str, Any], pretrained: str | None) -> None:
+        """Instead of `setup`: take what `keep` gave, without a look at the data."""
+        if kept:
+            raise TypeError(f"{type(self).__name__} keeps {', '.join(kept)} and does not take it back")
+
+    def class_names(self) -> dict[str, list[str]]:
+        """Task → names of its classes in order, where the data or the keys have names; after `setup`."""
+        return {}
+
+    def picture(self, image: Image, size: tuple[int, int]) -> np.ndarray:
+        """A person's own picture as evaluation would see it, (3, H, W) float32 in [0, 1], for tasks that are not dense.
+
+        Args:
+            size: (H, W) of training images.
+        """
+        from runner.mixtures.images import pixels
+
+        return pixels(image, size, "resize")
 
 
 @dataclass(frozen=True)

@@ -6,17 +6,20 @@ import shutil
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from runner.config.kinds import NonNegativeInt, PositiveInt
 from runner.errors import Problem, UserError
 from runner.mixtures.base import Annotation, Dataset, Example, Mixture, Split, check_tasks
-from runner.mixtures.images import augment, resize, to_rgb
+from runner.mixtures.images import augment, bytes_of, pixels, scaled
 from runner.mixtures.locate import locate, missing
 from runner.mixtures.published import Progress, Published
 from runner.specs import InputSpec
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 _ATTRIBUTES = """
     5_o_clock_shadow arched_eyebrows attractive bags_under_eyes bald bangs big_lips big_nose black_hair
@@ -114,6 +117,9 @@ class CelebA(Mixture):
         folder = None if decoded else self._find("images")
         faces = Faces(names, folder, decoded, self.size, self.fit, self._cache_bytes)
         return {"celeba": FaceSet(faces, numbers, targets, self.flip)}
+
+    def picture(self, image: Image, size: tuple[int, int]) -> np.ndarray:
+        return pixels(image, size, self.fit)
 
     @property
     def folder(self) -> str:
@@ -241,7 +247,7 @@ class Faces:
         path = self.folder / self.names[number]
         try:
             with Image.open(path) as image:
-                return np.asarray(resize(to_rgb(image), self.size, self.fit))
+                return bytes_of(image, self.size, self.fit)
         except (OSError, ValueError, SyntaxError) as error:
             raise UserError(f"cannot read {path}: {error}", "unpack img_align_celeba.zip again") from error
 
@@ -279,7 +285,5 @@ class FaceSet:
         pixels_HW3 = self._faces[number]
         if rng is not None:
             pixels_HW3 = augment(pixels_HW3, rng, 0, self._flip)
-        pixels_3HW = np.ascontiguousarray(pixels_HW3.transpose(2, 0, 1), dtype=np.float32)
-        pixels_3HW /= 255
         targets = {task: np.asarray(values[number]) for task, values in self._targets.items()}
-        return Example({"pixels": pixels_3HW}, targets, self._faces.names[number])
+        return Example({"pixels": scaled(pixels_HW3)}, targets, self._faces.names[number])

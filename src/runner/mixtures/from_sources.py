@@ -10,6 +10,7 @@ import numpy as np
 
 from runner.errors import Problem, UserError, suggest
 from runner.mixtures.base import Dataset, Mixture, Split
+from runner.mixtures.class_names import names_of
 from runner.mixtures.labels import (
     MISSING_INT,
     Label,
@@ -196,6 +197,16 @@ class FromSources(Mixture):
         train, _ = self.rows(name, "train")
         check_positive(label, train)
         return class_names(label, train)
+
+    def class_names(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for name, labels in self.labels.items():
+            train, _ = self.rows(name, "train")
+            for task, label in labels.items():
+                names = names_of(label, train, self.classes(name, label))
+                if names is not None:
+                    found.setdefault(task, names)
+        return found
 
     def datasets(self, split: Split) -> dict[str, Dataset]:
         return {name: self.dataset(name, split) for name in self.labels}

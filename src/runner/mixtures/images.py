@@ -80,6 +80,9 @@ class Images(FromSources):
             self.inspect()
         return InputSpec("image", size=(self.size[0], self.size[1]))
 
+    def picture(self, image: Image, size: tuple[int, int]) -> np.ndarray:
+        return pixels(image, size, self.fit)
+
     def inspect_inputs(self, name: str, rows: Rows) -> None:
         images = open_images(rows, self.sources[name].image)
         lost = images.lost() if isinstance(images, InMemory) else []
@@ -151,9 +154,7 @@ class ImageSet:
                 self._cache[row] = pixels_HW3
         if rng is not None:
             pixels_HW3 = augment(pixels_HW3, rng, self._crop_padding, self._flip)
-        pixels_3HW = np.ascontiguousarray(pixels_HW3.transpose(2, 0, 1), dtype=np.float32)
-        pixels_3HW /= 255
-        return Example({"pixels": pixels_3HW}, targets_at(self._targets, row), self._id(row))
+        return Example({"pixels": scaled(pixels_HW3)}, targets_at(self._targets, row), self._id(row))
 
     def _id(self, row: int) -> str:
         return f"{self.name}/{self.split}/{row}"
@@ -163,12 +164,29 @@ class ImageSet:
 
         try:
             with Image.open(self._images.open(row)) as image:
-                return np.asarray(resize(to_rgb(image), self._size, self._fit))
+                return bytes_of(image, self._size, self._fit)
         except (OSError, ValueError, TypeError, Image.DecompressionBombError) as error:
             raise UserError(
                 f"the image of {self._id(row)} cannot be read: {error}",
                 "replace it, or check the image column",
             ) from error
+
+
+def pixels(image: Image, size: tuple[int, int], fit: Fit) -> np.ndarray:
+    """An opened image as evaluation sees it: (3, H, W) float32 in [0, 1]."""
+    return scaled(bytes_of(image, size, fit))
+
+
+def bytes_of(image: Image, size: tuple[int, int], fit: Fit) -> np.ndarray:
+    """An opened image as RGB of one size, (H, W, 3) uint8."""
+    return np.asarray(resize(to_rgb(image), size, fit))
+
+
+def scaled(pixels_HW3: np.ndarray) -> np.ndarray:
+    """Bytes → (3, H, W) float32 in [0, 1]."""
+    pixels_3HW = np.ascontiguousarray(pixels_HW3.transpose(2, 0, 1), dtype=np.float32)
+    pixels_3HW /= 255
+    return pixels_3HW
 
 
 def augment(pixels_HW3: np.ndarray, rng: np.random.Generator, padding: int, flip: bool) -> np.ndarray:

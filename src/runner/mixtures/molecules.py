@@ -17,7 +17,7 @@ TARGETS = ("mu", "alpha", "homo", "lumo", "gap", "r2", "zpve", "u0", "u", "h", "
 """The properties, in the order of the columns of `Molecules.targets`."""
 
 ELEMENTS = (1, 6, 7, 8, 9)
-_NUMBER = {"H": 1, "C": 6, "N": 7, "O": 8, "F": 9}
+NUMBERS = {"H": 1, "C": 6, "N": 7, "O": 8, "F": 9}
 
 HARTREE = 27.211386245988
 """In eV (CODATA 2018)."""
@@ -184,7 +184,7 @@ def _from_sdf(path: Path, table: Path) -> Iterator[Molecule]:
                 ends = [(int(line[:3]), int(line[3:6]), int(line[6:9])) for line in block[4 + atoms :][:bonds]]
                 yield Molecule(
                     int(row["mol_id"].removeprefix("gdb_")),
-                    [_NUMBER[r[3]] for r in rows],
+                    [NUMBERS[r[3]] for r in rows],
                     [(float(r[0]), float(r[1]), float(r[2])) for r in rows],
                     [(a - 1, b - 1, kind) for a, b, kind in ends],
                     _from_table(row),
@@ -241,7 +241,7 @@ def _parse_xyz(text: str, path: Path) -> Molecule:
         )
         number = {name: float(value) for name, value in v.items()}
         rows = [line.split() for line in lines[2 : 2 + int(lines[0])]]
-        atoms = [_NUMBER[row[0]] for row in rows]
+        atoms = [NUMBERS[row[0]] for row in rows]
         for i, name in enumerate(("u0", "u", "h", "g")):
             number[name] -= sum(_ATOM_ENERGIES[atom][i] for atom in atoms)
         for name in ("homo", "lumo", "gap", "zpve", "u0", "u", "h", "g"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,10 +17,13 @@ from runner.errors import Problem, UserError
 from runner.mixtures.base import Dataset, Example, Split
 from runner.mixtures.encoded import Encoded, open_images
 from runner.mixtures.from_sources import FromSources
-from runner.mixtures.images import ImageSource
+from runner.mixtures.images import ImageSource, resize, to_rgb
 from runner.mixtures.locate import locate
 from runner.mixtures.published import Download, Progress, Published
 from runner.specs import InputSpec
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 DIGIT, CANVAS, SHIFT = 28, 36, 6
 """Pixels of a digit, of the canvas, and by how much the right digit lies lower and further right."""
@@ -108,6 +111,13 @@ class MultiMNIST(FromSources):
             self.rows(name, "train")
         return InputSpec("image", size=(self.size[0], self.size[1]))
 
+    def picture(self, image: Image, size: tuple[int, int]) -> np.ndarray:
+        """Two digits on one canvas, light on dark; a picture larger than the canvas is scaled down to it first."""
+        grey = to_rgb(image).convert("L")
+        if max(grey.size) > CANVAS:
+            grey = resize(grey, (CANVAS, CANVAS), "resize")
+        return scaled(nearest(np.asarray(grey), size))
+
     def dataset(self, name: str, split: Split) -> Dataset:
         rows, numbers = self.rows(name, split)
         code = ("train", "validation", "test").index(split)
@@ -157,10 +167,9 @@ class Pairs:
         """Pixels (3, H, W), the grey image three times, and the digits' labels; nothing is augmented."""
         left, right = (int(self.rows[side][index]) for side in SIDES)
         grey_HW = overlay(self._digit(left), self._digit(right), self._size)
-        pixels_3HW = np.repeat(grey_HW[None].astype(np.float32) / np.float32(255), 3, axis=0)
         rows = {"left": left, "right": right}
         targets = {task: np.asarray(values[rows[task]]) for task, values in self._targets.items()}
-        return Example({"pixels": pixels_3HW}, targets, f"{self.name}/{self.split}/{left}+{right}")
+        return Example({"pixels": scaled(grey_HW)}, targets, f"{self.name}/{self.split}/{left}+{right}")
 
     def _digit(self, row: int) -> np.ndarray:
         found = self._digits.get(row)
@@ -185,5 +194,15 @@ def overlay(left_HW: np.ndarray, right_HW: np.ndarray, size: tuple[int, int]) ->
     canvas[:DIGIT, :DIGIT] = left_HW
     place = canvas[SHIFT : SHIFT + DIGIT, SHIFT : SHIFT + DIGIT]
     np.maximum(place, right_HW, out=place)
-    rows, columns = ((2 * np.arange(n) + 1) * CANVAS // (2 * n) for n in size)
-    return canvas[rows[:, None], columns]
+    return nearest(canvas, size)
+
+
+def nearest(grey_HW: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The nearest pixels of a grey image of any size."""
+    rows, columns = ((2 * np.arange(n) + 1) * length // (2 * n) for n, length in zip(size, grey_HW.shape, strict=True))
+    return grey_HW[rows[:, None], columns]
+
+
+def scaled(grey_HW: np.ndarray) -> np.ndarray:
+    """The grey image three times, (3, H, W) float32 in [0, 1]."""
+    return np.repeat(grey_HW[None].astype(np.float32) / np.float32(255), 3, axis=0)

@@ -62,6 +62,7 @@ class QM9(Mixture):
         super().__init__(data_root, tasks=tasks)
         self.path = path
         self.validation, self.test, self.split_seed = validation, test, split_seed
+        self.bonds: bool | None = None  # whether the archive that a run was trained on had them, where that was kept
 
     def check(self) -> list[Problem]:
         problems = check_tasks(self.tasks, dict.fromkeys(TARGETS, Annotation("pooled", "regression")))
@@ -74,6 +75,12 @@ class QM9(Mixture):
 
     def setup(self, pretrained: str | None) -> InputSpec:
         return InputSpec("graph", elements=ELEMENTS, num_atoms=MOST_ATOMS)
+
+    def keep(self) -> dict[str, Any]:
+        return {"bonds": bool(len(self.molecules.bonds)) if self.bonds is None else self.bonds}
+
+    def restore(self, kept: Mapping[str, Any], pretrained: str | None) -> None:
+        self.bonds = kept["bonds"]
 
     def datasets(self, split: Split) -> dict[str, Dataset]:
         everything = self.molecules

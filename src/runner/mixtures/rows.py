@@ -20,7 +20,7 @@ IN_MEMORY_BYTES = 256 * 2**20
 """Local files up to this size are read into memory. Larger parquet files go through `datasets`, which keeps a
 memory-mapped copy in the user's cache, so that all workers share one; small ones would only pay for the copy."""
 
-_NULLS = ["", "NA", "NaN", "nan", "null"]
+NULLS = ["", "NA", "NaN", "nan", "null"]
 """What means "nothing" among the numbers of a CSV; among texts only the empty one does."""
 
 
@@ -197,13 +197,11 @@ def _csv(name: str, file: Path) -> pa.Table:
         header = stream.readline()
     if header.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise _not_utf8(name, file, "utf-16")
-    delimiter = "\t" if file.suffix == ".tsv" else ","
-    if delimiter.encode() not in header:
-        delimiter = next((other for other in (";", "\t") if other.encode() in header), delimiter)
+    delimiter = delimiter_of(header, file.suffix)
     table = csv.read_csv(
         file,
         parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-        convert_options=csv.ConvertOptions(strings_can_be_null=True, null_values=_NULLS),
+        convert_options=csv.ConvertOptions(strings_can_be_null=True, null_values=NULLS),
     )
     if any(pa.types.is_binary(column.type) for column in table.columns):  # how the reader takes other encodings
         raise _not_utf8(name, file, "latin1")
@@ -211,6 +209,14 @@ def _csv(name: str, file: Path) -> pa.Table:
     if twice := sorted({column for column in names if names.count(column) > 1}):
         raise UserError(f"data set '{name}': {file} has {len(twice)} columns twice: {', '.join(twice)}", "rename them")
     return _trimmed(table)
+
+
+def delimiter_of(header: bytes, suffix: str) -> str:
+    """What separates the columns of a CSV: a comma (of .tsv a tab), or a semicolon or tab where the header has none."""
+    usual = "\t" if suffix == ".tsv" else ","
+    if usual.encode() in header:
+        return usual
+    return next((other for other in (";", "\t") if other.encode() in header), usual)
 
 
 def _not_utf8(name: str, file: Path, probably: str) -> UserError:

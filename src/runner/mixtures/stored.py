@@ -71,7 +71,8 @@ class StoredGroup:
     def finish(self, device: torch.device | str) -> Group:
         """The group that the model reads, on `device`."""
         t = {name: tensor.to(device, non_blocking=self._pinned) for name, tensor in self.tensors.items()}
-        places = [_Axis(t, axis, self.size[axis]) for axis in (0, 1)]
+        least = self.tensors["/grid"].amin(0).tolist()  # here, where looking waits for nobody
+        places = [_Axis(t, axis, self.size[axis], least[axis]) for axis in (0, 1)]
         targets = {task: _target(t, task, kind, places) for task, kind in self.kinds.items()}
         return Group(self.name, {"pixels": _pixels(t, places, self.has_colours)}, targets, self.ids)
 
@@ -159,11 +160,11 @@ class _Axis:
 
     Attributes:
         place: (B, n) position in the zoomed image. inside: (B, n) whether the image covers it.
-        grid: (B, 1) length of the zoomed image.
+        grid: (B, 1) length of the zoomed image. least: its smallest.
     """
 
-    def __init__(self, t: Mapping[str, Tensor], axis: int, length: int) -> None:
-        self.axis = axis
+    def __init__(self, t: Mapping[str, Tensor], axis: int, length: int, least: int) -> None:
+        self.axis, self.least = axis, least
         window = torch.arange(length, device=t["/flip"].device).expand(len(t["/flip"]), length)
         if axis == 1:
             window = torch.where(t["/flip"][:, None], length - 1 - window, window)
@@ -259,7 +260,7 @@ def _largest(maps_BCHW: Tensor, axis: _Axis, sizes: Tensor, shrinks: Tensor) -> 
     near = axis.nearest(sizes)
     first, last = torch.where(shrinks, first, near), torch.where(shrinks, last, near)
     found = _gather(maps_BCHW, axis, first)
-    widest = -(-maps_BCHW.shape[2 + axis.axis] // max(int(axis.grid.min()), 1))
+    widest = -(-maps_BCHW.shape[2 + axis.axis] // max(axis.least, 1))
     for k in range(1, widest + 1):
         found = torch.maximum(found, _gather(maps_BCHW, axis, torch.minimum(first + k, last)))
     return found

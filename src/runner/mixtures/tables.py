@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
@@ -31,11 +31,14 @@ class Encoding:
     Attributes:
         mean, std: (F,) float64 of the numeric columns, after the logarithm where one is taken.
         categories: column → category → code, from 1.
+        types: categorical column → what it holds in Arrow's words: `07` is another category than `7` among texts, but
+            the same among int64.
     """
 
     mean: np.ndarray
     std: np.ndarray
     categories: dict[str, dict[str, int]]
+    types: dict[str, str] = field(default_factory=dict)
 
 
 class Table(FromSources):
@@ -107,7 +110,8 @@ class Table(FromSources):
             seen = {value for rows, chosen in parts for value in _texts(rows, column).take(chosen).unique().to_pylist()}
             known = sorted(seen - self.unknown - {None})
             categories[column] = {value: code for code, value in enumerate(known, start=UNKNOWN + 1)}
-        self._encoding = Encoding(mean_F, np.where(std_F > 0, std_F, 1.0), categories)
+        types = {column: str(parts[0][0].column(column).type) for column in self.categorical}
+        self._encoding = Encoding(mean_F, np.where(std_F > 0, std_F, 1.0), categories, types)
         return InputSpec(
             "table",
             num_numeric=len(self.numeric),
@@ -116,20 +120,53 @@ class Table(FromSources):
         )
 
     @property
+    def encoding(self) -> Encoding:
+        """What `setup` learned, or `restore` was given."""
+        if self._encoding is None:
+            raise RuntimeError("setup comes before datasets")
+        return self._encoding
+
+    def keep(self) -> dict[str, Any]:
+        found = self.encoding
+        return {"mean": found.mean.tolist(), "std": found.std.tolist()} | {
+            "categories": found.categories,
+            "types": found.types,
+        }
+
+    def restore(self, kept: Mapping[str, Any], pretrained: str | None) -> None:
+        numbers = (np.asarray(kept[key], dtype=np.float64) for key in ("mean", "std"))
+        self._encoding = Encoding(*numbers, kept["categories"], kept["types"])
+
+    def encode(self, numbers: Mapping[str, np.ndarray], texts: Mapping[str, Sequence[str | None]]) -> list[Example]:
+        """Rows that are in no data set, as the backbone reads those that are.
+
+        Args:
+            numbers: numeric column → (N,) float64, NaN for a missing one. texts: categorical column → N categories.
+        """
+        inputs: dict[str, np.ndarray] = {}
+        if self.numeric:
+            columns = [self._scaled(column, numbers[column]) for column in self.numeric]
+            inputs["numeric"] = self._standardised(np.stack(columns, axis=1))
+        if self.categorical:
+            known = self.encoding.categories
+            codes = [[known[c].get(text, UNKNOWN) if text is not None else UNKNOWN for text in texts[c]] for c in known]
+            inputs["categorical"] = np.array(codes, dtype=np.int64).T
+        count = len(next(iter(inputs.values())))
+        return [Example({key: values[i] for key, values in inputs.items()}) for i in range(count)]
+
+    @property
     def needed(self) -> list[str]:
         return list(self.sources)
 
     def dataset(self, name: str, split: Split) -> Dataset:
-        if self._encoding is None:
-            raise RuntimeError("setup comes before datasets")
+        encoding = self.encoding
         rows, chosen = self.rows(name, split)
-        numbers_NF = (self._numbers(rows) - self._encoding.mean) / self._encoding.std
-        codes = [_codes(_texts(rows, c), self._encoding.categories[c]) for c in self.categorical]
+        codes = [_codes(_texts(rows, c), encoding.categories[c]) for c in self.categorical]
         return TableSet(
             name,
             split=rows.split,
             numbers=chosen,
-            numeric=np.nan_to_num(numbers_NF, nan=0.0).astype(np.float32) if self.numeric else None,
+            numeric=self._standardised(self._numbers(rows)) if self.numeric else None,
             categorical=np.stack(codes, axis=1) if codes else None,
             targets=self._targets(name, rows, chosen if split == "train" else None),
         )
@@ -153,11 +190,16 @@ class Table(FromSources):
 
     def _numbers(self, rows: Rows) -> np.ndarray:
         """(N, F) float64 with NaN for missing values."""
-        columns = []
-        for column in self.numeric:
-            values = _floats(rows, column)
-            columns.append(np.sign(values) * np.log1p(np.abs(values)) if column in self.log else values)
+        columns = [self._scaled(column, _floats(rows, column)) for column in self.numeric]
         return np.stack(columns, axis=1) if columns else np.empty((len(rows), 0))
+
+    def _scaled(self, column: str, values: np.ndarray) -> np.ndarray:
+        return np.sign(values) * np.log1p(np.abs(values)) if column in self.log else values
+
+    def _standardised(self, numbers_NF: np.ndarray) -> np.ndarray:
+        """(N, F) float32, the mean for missing values."""
+        standard_NF = (numbers_NF - self.encoding.mean) / self.encoding.std
+        return np.nan_to_num(standard_NF, nan=0.0).astype(np.float32)
 
 
 class TableSet:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -96,12 +97,8 @@ class Texts(FromSources):
 
     def setup(self, pretrained: str | None) -> InputSpec:
         self.inspect()
-        checkpoint = self.tokenizer or pretrained
-        words = any(label.form == "tags" for labels in self.labels.values() for label in labels.values())
-        if checkpoint is not None:
-            key = "mixture.tokenizer" if self.tokenizer else "backbone.pretrained"
-            self._encoder = Pretrained(checkpoint, max_length=self.max_length, words=words, key=key)
-        else:
+        self._encoder = self._pretrained(pretrained)
+        if self._encoder is None:
             self._encoder = WordPiece(
                 self._training_texts(),
                 vocab_size=self.vocab_size,
@@ -117,6 +114,35 @@ class Texts(FromSources):
             max_length=longest,
             learned=fingerprint(self._encoder.vocabulary),
         )
+
+    def keep(self) -> dict[str, Any]:
+        """The tokens that were learned, by their numbers (null: a checkpoint's), and the sources that come as words."""
+        learned = isinstance(self._encoder, WordPiece)
+        tokens = sorted(self._encoder.vocabulary, key=self._encoder.vocabulary.__getitem__) if learned else None
+        return {"tokens": tokens, "words": sorted(self.words)}
+
+    def restore(self, kept: Mapping[str, Any], pretrained: str | None) -> None:
+        self.words = set(kept["words"])
+        self._encoder = self._pretrained(pretrained)
+        if self._encoder is None:
+            self._encoder = WordPiece.of(kept["tokens"], lowercase=self.lowercase, max_length=self.max_length)
+
+    def _pretrained(self, pretrained: str | None) -> TextTokenizer | None:
+        """The tokenizer of a checkpoint; None where the vocabulary is learned."""
+        checkpoint = self.tokenizer or pretrained
+        if checkpoint is None:
+            return None
+        words = any(label.form == "tags" for labels in self.labels.values() for label in labels.values())
+        key = "mixture.tokenizer" if self.tokenizer else "backbone.pretrained"
+        return Pretrained(checkpoint, max_length=self.max_length, words=words, key=key)
+
+    @cached_property
+    def words(self) -> set[str]:
+        """The sources whose texts come as lists of words."""
+        from pyarrow import types
+
+        kinds = {name: self.rows(name, "train")[0].column(self.sources[name].columns[0]).type for name in self.labels}
+        return {name for name, kind in kinds.items() if types.is_list(kind) or types.is_large_list(kind)}
 
     def dataset(self, name: str, split: Split) -> Dataset:
         if self._encoder is None:

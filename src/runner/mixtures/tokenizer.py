@@ -77,10 +77,19 @@ class WordPiece(TextTokenizer):
     """
 
     def __init__(self, texts: Iterable[str], *, vocab_size: int, lowercase: bool, max_length: int) -> None:
+        self._make(train_vocabulary(list(texts), vocab_size, lowercase), lowercase, max_length)
+
+    @classmethod
+    def of(cls, tokens: Sequence[str], *, lowercase: bool, max_length: int) -> WordPiece:
+        """One whose vocabulary was learned before: its tokens by their numbers."""
+        made = cls.__new__(cls)
+        made._make({token: number for number, token in enumerate(tokens)}, lowercase, max_length)
+        return made
+
+    def _make(self, vocabulary: dict[str, int], lowercase: bool, max_length: int) -> None:
         from tokenizers import Tokenizer, models, processors
 
         normalizer, splitter = _bert_words(lowercase)
-        vocabulary = train_vocabulary(list(texts), vocab_size, lowercase)
         # Special tokens are in the vocabulary but not "added tokens": a text that says [SEP] is only a text.
         tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
         tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,12 +13,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from runner.config.schema import TrainerConfig
-from runner.errors import RunFailed, UserError
-from runner.exporting.folder import plain_model
-from runner.launching.rundir import RunDirectory
+from runner.errors import RunFailed
+from runner.predicting.opened import Opened
 from runner.tasks.base import Task
-from runner.training.checkpoints import Checkpoints
 from runner.types import Group, final
 
 LEAST = 32
@@ -30,43 +28,28 @@ class Predictor:
 
     Attributes:
         model: in evaluation mode, on its device.
-        tasks: the dense ones. others: names of the tasks that are not.
+        tasks: the dense ones.
         area: pixels of a training image.
         precision: of the forward pass, as in training.
     """
 
     model: nn.Module
     tasks: dict[str, Task]
-    others: list[str]
     area: int
     device: torch.device
     precision: str
 
     @classmethod
-    def open(cls, run: RunDirectory, checkpoint: str, device: str) -> Predictor:
-        """A run's model with a checkpoint's weights; the run's data need not be there.
+    def of(cls, opened: Opened, tasks: Collection[str] | None = None) -> Predictor:
+        """Of a run that was opened.
 
-        Raises:
-            UserError: the run is not about images, has no dense task or no such checkpoint, or there is no such device.
+        Args:
+            tasks: dense ones; None for all that are.
         """
-        config = run.config()
-        parts, _ = plain_model(config, Checkpoints(run.path / "checkpoints").find(checkpoint), None)
-        dense = {name: task for name, task in parts.tasks.items() if task.kind == "dense"}
-        if parts.inputs.kind != "image" or not dense:
-            raise UserError(
-                f"'{run.path}' reads {parts.inputs.kind}s and has no dense task"
-                if not dense
-                else f"'{run.path}' reads {parts.inputs.kind}s",
-                "runner predict colours the pixels of pictures: give a run with a dense task",
-                "runner status outputs",
-            )
-        if device == "cuda" and not torch.cuda.is_available():
-            raise UserError("--device cuda: there is no GPU here", "--device cpu", "runner doctor")
-        place = torch.device("cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu")
-        size = parts.inputs.size or (64, 64)
-        precision = TrainerConfig(**config["trainer"]).precision
-        others = [name for name in parts.tasks if name not in dense]
-        return cls(parts.model.to(place).eval(), dense, others, size[0] * size[1], place, precision)
+        dense = {name: task for name, task in opened.parts.tasks.items() if task.kind == "dense"}
+        wanted = {name: task for name, task in dense.items() if tasks is None or name in tasks}
+        size = opened.parts.inputs.size or (64, 64)
+        return cls(opened.model, wanted, size[0] * size[1], opened.device, opened.settings.precision)
 
     def predict(self, image: Image.Image, size: Literal["model", "native"] = "model") -> dict[str, np.ndarray]:
         """Task → raw prediction (C, H, W), float32, at the picture's own size.

@@ -144,6 +144,19 @@ class Task:
         """A few words on one example of a pooled or token task; arguments as in `render`."""
         raise NotImplementedError(f"task '{self.name}' is dense: render it")
 
+    def answer(self, prediction: np.ndarray, raw: bool = False) -> dict[str, Any]:
+        """What a raw prediction of one example says, for tables: the end of a column's name → its value.
+
+        Args:
+            prediction: (C,) of a pooled task, (words, C) of a token task.
+            raw: with the probability of every class, as `=CLASS`.
+
+        Returns:
+            `""`: the class by name, the number, or a list of either; what else there is to say has an end of its own,
+            such as `_probability`. The ends do not depend on the prediction.
+        """
+        return {"": self.describe(prediction, True)}
+
 
 class Elementwise(Task):
     """A task whose loss is a sum over elements (pixels, tokens, entries), each of which belongs to one example."""
@@ -197,6 +210,19 @@ def check_labels(task: Task, target: Tensor, num_classes: int) -> None:
             f"task '{task.name}': a target has label {label}, outside 0…{num_classes - 1} (no label is {MISSING_INT})",
             f"set mixture.tasks.{task.name}.num_classes to the number of classes of the data",
         )
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities (…, C) of raw predictions, float64."""
+    exponents = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
+    return exponents / exponents.sum(-1, keepdims=True)
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Probabilities of "yes" of raw predictions, float64; as exact near 0 as a float64 can be."""
+    x = logits.astype(np.float64)
+    small = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1.0, small) / (1.0 + small)
 
 
 def where_labelled(values: Tensor, labelled: Tensor) -> Tensor:

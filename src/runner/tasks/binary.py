@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from runner.config.kinds import PositiveFloat
 from runner.errors import RunFailed
-from runner.tasks.base import Elementwise, Task, up, where_labelled
+from runner.tasks.base import Elementwise, Task, sigmoid, up, where_labelled
 from runner.tasks.metrics import KEPT, Metrics, area_under_roc, average_precision
 
 
@@ -67,6 +67,10 @@ class Binary(Elementwise):
             "accuracy": (said == true).double().mean(),
             "f1": 2 * (said & true).sum() / (said.sum() + true.sum()),
         }
+
+    def answer(self, prediction: np.ndarray, raw: bool = False) -> dict[str, Any]:
+        logit = prediction.reshape(-1)[0]
+        return {"": "yes" if logit >= 0 else "no", "=yes": float(sigmoid(logit))}
 
     def describe(self, value: np.ndarray, is_prediction: bool) -> str:
         if is_prediction:

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from runner.config.kinds import Fraction, PositiveInt
-from runner.tasks.base import Elementwise, check_labels, check_names, count, up
+from runner.tasks.base import Elementwise, check_labels, check_names, count, softmax, up
 from runner.tasks.metrics import Metrics, accuracy, class_counts, matthews, mean_f1, mean_recall
 from runner.tasks.segmentation import cross_entropy, cross_entropy_counts, weight_per_class
 from runner.types import MISSING_INT
@@ -81,6 +81,12 @@ class Classification(Elementwise):
             "mcc": matthews(counts),
         }
         return values | ({"top5_accuracy": state["top5"] / counts[2].sum()} if self.top5 else {})
+
+    def answer(self, prediction: np.ndarray, raw: bool = False) -> dict[str, Any]:
+        share_C = softmax(prediction)
+        best = int(prediction.argmax())
+        every = zip(self.class_names, share_C.tolist(), strict=True) if raw else ()
+        return {"": self.class_names[best], "_probability": float(share_C[best])} | {f"={name}": p for name, p in every}
 
     def describe(self, value: np.ndarray, is_prediction: bool) -> str:
         if not is_prediction:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from runner.config.kinds import PositiveFloat, PositiveInt
-from runner.tasks.base import Elementwise, check_names, same_shape, up
+from runner.tasks.base import Elementwise, check_names, same_shape, sigmoid, up
 from runner.tasks.binary import bce
 from runner.tasks.metrics import KEPT, Metrics, area_under_roc
 
@@ -77,6 +77,12 @@ class MultiLabel(Elementwise):
             "accuracy": ((said == true) & labelled).sum() / labelled.sum(),
             "auroc": torch.stack([area.double() for area in areas]).nanmean(),
         }
+
+    def answer(self, prediction: np.ndarray, raw: bool = False) -> dict[str, Any]:
+        shares = dict(zip(self.class_names, sigmoid(prediction).tolist(), strict=True))
+        said = [name for name, logit in zip(self.class_names, prediction, strict=True) if logit >= 0]
+        every = shares.items() if raw else ()
+        return {"": said, "_probability": [shares[name] for name in said]} | {f"={name}": p for name, p in every}
 
     def describe(self, value: np.ndarray, is_prediction: bool) -> str:
         present = value >= 0 if is_prediction else value > 0.5

@@ -76,6 +76,9 @@ class Regression(Elementwise):
             "spearman": correlation(mid_ranks(predicted), mid_ranks(true)),
         }
 
+    def answer(self, prediction: np.ndarray, raw: bool = False) -> dict[str, Any]:
+        return {"": float(prediction.reshape(-1)[0]) * self.scale + self.shift}
+
     def describe(self, value: np.ndarray, is_prediction: bool) -> str:
         number = float(value.reshape(-1)[0])
         if is_prediction:

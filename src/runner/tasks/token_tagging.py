@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from runner.config.kinds import Fraction, PositiveInt
-from runner.tasks.base import Elementwise, check_labels, check_names, up
+from runner.tasks.base import Elementwise, check_labels, check_names, softmax, up
 from runner.tasks.metrics import Metrics, accuracy, class_counts, mean_f1
 from runner.tasks.segmentation import cross_entropy, cross_entropy_counts, weight_per_class
 from runner.types import MISSING_INT
@@ -87,6 +87,12 @@ class TokenTagging(Elementwise):
         values = {"accuracy": accuracy(state["classes"]), "f1": mean_f1(state["classes"])}
         right, found, wanted = state["spans"]
         return values | ({"span_f1": 2 * right / (found + wanted)} if self.spans else {})
+
+    def answer(self, prediction: np.ndarray, raw: bool = False) -> dict[str, Any]:
+        tags = [self.class_names[i] for i in prediction.argmax(-1)]
+        share_WC = softmax(prediction)
+        every = zip(self.class_names, share_WC.T.tolist(), strict=True) if raw else ()
+        return {"": tags, "_probability": share_WC.max(-1).tolist()} | {f"={name}": p for name, p in every}
 
     def describe(self, value: np.ndarray, is_prediction: bool) -> str:
         tags = value.argmax(-1) if is_prediction else value

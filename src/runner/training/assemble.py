@@ -17,8 +17,10 @@ from runner.config import plugins
 from runner.config.build import build
 from runner.errors import UserError
 from runner.mixtures.base import Mixture
+from runner.randomness import forked_rng
 from runner.specs import InputSpec
 from runner.tasks.base import Task
+from runner.training.kept import input_spec
 from runner.types import Group, everything
 from runner.weighting.base import Weighting
 from runner.weighting.reach import Reach, find_reach
@@ -35,13 +37,19 @@ class Parts:
     model: nn.Module
 
 
-def assemble(config: Mapping[str, Any], data_root: str | None = None, must_have_data: bool = True) -> Parts:
+def assemble(
+    config: Mapping[str, Any],
+    data_root: str | None = None,
+    must_have_data: bool = True,
+    kept: Mapping[str, Any] | None = None,
+) -> Parts:
     """Open the mixture, then build tasks and model with the configuration's seed.
 
     Args:
         config: the frozen configuration of a `train` run.
         data_root: where data lies now, if not where the configuration says.
         must_have_data: False goes on without data where the model can be built without.
+        kept: what `runner.training.kept.kept_inputs` read: the mixture then does not look at its data at all.
 
     Raises:
         UserError: everything that is wrong with the data or with the components.
@@ -51,10 +59,14 @@ def assemble(config: Mapping[str, Any], data_root: str | None = None, must_have_
         raise UserError(problems)
     seed_everything(config["seed"])
     mixture: Mixture = build(config["mixture"], data_root or config["data_root"], where="mixture")
-    problems = mixture.check()
-    if problems and (must_have_data or mixture.input_kind not in ("image", "graph")):
-        raise UserError(problems)
-    inputs = mixture.setup(config["backbone"].get("pretrained"))
+    if kept is not None:
+        mixture.restore(kept["learned"], config["backbone"].get("pretrained"))
+        inputs = input_spec(kept)
+    else:
+        problems = mixture.check()
+        if problems and (must_have_data or mixture.input_kind not in ("image", "graph")):
+            raise UserError(problems)
+        inputs = mixture.setup(config["backbone"].get("pretrained"))
     tasks = {
         name: build(task, name, where=f"mixture.tasks.{name}") for name, task in config["mixture"]["tasks"].items()
     }
@@ -145,7 +157,7 @@ def probe_reach(parts: Parts) -> Reach:
     was_training = parts.model.training
     device = next(parts.model.parameters()).device
     parts.model.eval()
-    with torch.random.fork_rng(), torch.enable_grad():
+    with forked_rng(), torch.enable_grad():
         predictions = parts.model(probe_group(parts.inputs).to(device), list(parts.tasks))
     parts.model.train(was_training)
     return find_reach({task: everything(predictions[task]) for task in parts.tasks}, trainable(parts.model))

@@ -14,7 +14,6 @@ A folder without DONE, or one whose files do not match it, does not count: the o
 from __future__ import annotations
 
 import json
-import random
 import shlex
 import shutil
 import warnings
@@ -24,13 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
 from torch import nn
 
 from runner.errors import RunFailed, UserError
 from runner.files import fsync_directory, fsync_file, read_json, replace_symlink, write_json
+from runner.randomness import rng_state
 from runner.specs import InputSpec
 
 PREFIX = "step-"
@@ -250,29 +249,3 @@ def _writing(root: Path, write: Callable[[], Any], temporary: Path | None = None
             "earlier checkpoints are untouched: free some space, then continue the run",
             f"runner resume {shlex.quote(str(root.parent))}",
         ) from error
-
-
-# ---- random generators --------------------------------------------------------------------------------------------
-
-
-def rng_state() -> dict[str, Any]:
-    """State of every global generator of this process, in types that `weights_only=True` reads."""
-    version, internal, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
-    return {
-        "python": [version, list(internal), gauss],
-        "numpy": [name, torch.from_numpy(np.array(keys, dtype=np.int64)), position, has_gauss, cached],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def set_rng_state(state: Mapping[str, Any]) -> None:
-    """Restore `rng_state`."""
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])

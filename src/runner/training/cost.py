@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from runner.randomness import forked_rng
 from runner.types import Group
 
 T = TypeVar("T")
@@ -65,7 +66,7 @@ def measure(model: nn.Module, forward: Callable[[], Any]) -> Cost:
     model.eval()  # BatchNorm cannot train on one example
     try:
         with (
-            torch.random.fork_rng(),
+            forked_rng(),
             torch.enable_grad(),
             counter,
             torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),

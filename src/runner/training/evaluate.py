@@ -12,6 +12,7 @@ from torch import nn
 
 from runner.mixtures.base import Dataset
 from runner.mixtures.stream import eval_batches
+from runner.randomness import forked_rng
 from runner.specs import InputSpec
 from runner.tasks.base import Task
 from runner.training.panels import make_panels
@@ -120,7 +121,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside; afterwards the model's mode and torch's random numbers are what they were."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
-    with torch.random.fork_rng():
+    with forked_rng():
         yield
     for module, mode in modes.items():
         module.training = mode

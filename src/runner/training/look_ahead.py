@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from runner.config.build import build
 from runner.mixtures.stream import Stream
+from runner.randomness import rng_state
 from runner.training.assemble import Parts
-from runner.training.checkpoints import Loaded, rng_state
+from runner.training.checkpoints import Loaded
 from runner.training.forward import Forward
 from runner.training.processes import Processes
 from runner.training.second_forward import buffers_kept, random_replayed

@@ -22,12 +22,14 @@ from runner.errors import EXIT_DONE, EXIT_STOPPED
 from runner.launching.rundir import RunDirectory
 from runner.launching.signals import StopFlag
 from runner.mixtures.stream import Stream, steps_per_epoch
+from runner.randomness import rng_state, set_rng_state
 from runner.tracking import Tracker
 from runner.training.assemble import Parts, assemble, counted_as_shared, has_batchnorm, trainable
 from runner.training.averages import Averages
-from runner.training.checkpoints import Checkpoints, check_inputs, load_weights, rng_state, set_rng_state
+from runner.training.checkpoints import Checkpoints, check_inputs, load_weights
 from runner.training.evaluate import evaluate_parts
 from runner.training.forward import Forward
+from runner.training.kept import keep_inputs
 from runner.training.look_ahead import LookAhead, label_counts
 from runner.training.mt_adamw import MTAdamW
 from runner.training.nonfinite import NonFinitePolicy, report_nonfinite
@@ -152,6 +154,7 @@ def train(run: RunDirectory, stop: StopFlag) -> int:
     tracker: Tracker | None = None
     attempt = run.begin_attempt(step) if processes.main else 0
     if processes.main:
+        keep_inputs(run.path, parts.mixture, parts.inputs)
         info = run.info()
         tracker = Tracker(
             run.path, config, attempt, info["wandb_id"], step, group=info.get("sweep"), role=info.get("role")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from runner.training.checkpoints import rng_state, set_rng_state
+from runner.randomness import rng_state, set_rng_state
 from runner.training.forward import Forward
 from runner.types import Batch
 from runner.weighting.engine import Engine

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch.optim.swa_utils import AveragedModel
-
 from runner.config.schema import TrainerConfig
 from runner.errors import EXIT_DONE
 from runner.files import write_json
 from runner.launching.rundir import RunDirectory
 from runner.tracking import Tracker
-from runner.training.assemble import assemble
-from runner.training.checkpoints import Checkpoints, check_inputs, load_weights
+from runner.training.checkpoints import Checkpoints
 from runner.training.evaluate import evaluate_parts
 from runner.training.processes import Processes
 from runner.training.result import clean
+from runner.training.trained import load_trained
 
 
 def evaluate_run(run: RunDirectory) -> int:
@@ -30,20 +28,8 @@ def evaluate_run(run: RunDirectory) -> int:
     settings = TrainerConfig(**config["trainer"])
     checkpoint = Checkpoints(trained.path / "checkpoints").find(str(request["checkpoint"]))
     processes = Processes.start(request["launch"], settings.precision)
-    # The weights come from the checkpoint: the published ones need not be there any more, only their tokenizer.
     merged = bool((config.get("merge") or {}).get("_target_"))
-    plain = {**config, "adapter": {"_target_": None}} if merged else config  # experts' adapters are folded in
-    parts = assemble(plain, request["data_root"])
-    check_inputs(checkpoint, parts.inputs)
-    model = parts.model.to(processes.device)
-    weights = checkpoint / "model.safetensors"
-    if merged:
-        from runner.merging.launched import empty_result
-
-        model = empty_result(config, model, checkpoint)
-    elif settings.ema:
-        model, weights = AveragedModel(model, use_buffers=True), checkpoint / "ema.safetensors"
-    load_weights(model, weights)
+    parts, model = load_trained(config, checkpoint, processes.device, request["data_root"])
     tracker = (
         Tracker(run.path, config, run.begin_attempt(0), run.info()["wandb_id"], 0, verb="eval")
         if processes.main

@@ -55,7 +55,7 @@ def mean_of(tensors: Vectors, name: str) -> Tensor:
 
 
 def merged_by(rule: Merge, models: Models, data: TaskData) -> dict[str, Tensor]:
-    """The weights that another strategy gives.
+    """The weights that another strategy gives, where the model is.
 
     Raises:
         UserError: it gives no single set of weights.
@@ -67,7 +67,7 @@ def merged_by(rule: Merge, models: Models, data: TaskData) -> dict[str, Tensor]:
             "choose a rule that does",
             "runner ls merge",
         )
-    return merged.tensors
+    return {name: tensor.to(data.device) for name, tensor in merged.tensors.items()}
 
 
 def inner_rule(config: Mapping[str, Any] | Merge | None, where: str = "merge.rule") -> Merge:

@@ -17,6 +17,7 @@ from runner.merging.data import TaskData, take
 from runner.merging.modules import Bank, MergedModule, Shapes, empty, frame_of
 from runner.merging.sources import Models
 from runner.merging.with_data.common import experts_of, generator, inner_rule, merged_by
+from runner.randomness import forked_rng
 from runner.types import Group
 
 
@@ -169,7 +170,7 @@ class TwinMerging(DataMerge):
                 for task in models.names
             }
         dim = next(iter(known.values())).shape[1]
-        with torch.random.fork_rng():
+        with forked_rng():
             torch.manual_seed(self.seed)
             module = TwinModule(data.model, shared, exclusive, dim, self.hidden, self.mixing).to(data.device)
         accuracy = self._train(module.router, list(known.values()))

@@ -21,6 +21,7 @@ from runner.merging.transforms.layers import LayerMask
 from runner.merging.with_data.coefficients import Mixed, best_scale, entropy_of
 from runner.merging.with_data.common import base_of, generator, vectors_of
 from runner.merging.with_data.regmean import linear_layers
+from runner.randomness import forked_rng
 from runner.types import Group
 
 ATTENTION = ("attn", "attention", "query", "key", "value", "qkv", "q_proj", "k_proj", "v_proj", "out_proj", "c_attn")
@@ -173,7 +174,7 @@ class WeMoe(DataMerge):
         base, vectors = base_of(models), vectors_of(models, self.pre)
         mixed = Mixed(base, vectors)
         scale = best_scale(mixed, data, len(vectors)) if self.scale is None else self.scale
-        with torch.random.fork_rng():
+        with forked_rng():
             torch.manual_seed(self.seed)
             module = EnsembledModule(data.model, len(vectors), self).eval()
         if not module.gated:

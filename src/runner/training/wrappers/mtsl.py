@@ -14,6 +14,7 @@ from runner.architectures.mtsl import MTSL as Structure
 from runner.config.kinds import Fraction, NonNegativeInt, PositiveFloat, PositiveInt
 from runner.errors import UserError
 from runner.mixtures.stream import eval_batches
+from runner.randomness import forked_rng
 from runner.training.wrappers.base import Surroundings, Wrapper
 from runner.training.wrappers.features import by_position
 from runner.training.wrappers.svd_reweight import Spread
@@ -236,7 +237,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside, and random numbers as they were afterwards."""
     modes: Mapping[Any, bool] = {module: module.training for module in model.modules()}
     model.eval()
-    with torch.random.fork_rng():
+    with forked_rng():
         yield
     for module, mode in modes.items():
         module.training = mode

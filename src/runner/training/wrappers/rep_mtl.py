@@ -11,7 +11,7 @@ from torch import Tensor
 
 from runner.config.kinds import NonNegativeFloat, PositiveFloat
 from runner.errors import UserError
-from runner.training.checkpoints import rng_state
+from runner.randomness import rng_state
 from runner.training.second_forward import buffers_kept, random_replayed
 from runner.training.wrappers.base import Surroundings, Wrapper, plain_gradients
 from runner.training.wrappers.features import FeatureTap, by_position, candidates

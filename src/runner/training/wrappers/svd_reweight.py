@@ -16,6 +16,7 @@ from runner.config.kinds import PositiveInt
 from runner.errors import RunFailed
 from runner.mixtures.base import Dataset, Example
 from runner.mixtures.stream import eval_batches
+from runner.randomness import forked_rng
 from runner.tasks.base import Task
 from runner.training.forward import Forward
 from runner.training.wrappers.base import Surroundings, Wrapper
@@ -115,7 +116,7 @@ class SVDReweight(Wrapper):
         sums: dict[str, list[Tensor]] = {}  # Σ x yᵀ, Σ x, Σ y, n
         modes = {module: module.training for module in around.model.modules()}
         around.model.eval()
-        with torch.no_grad(), torch.random.fork_rng():
+        with torch.no_grad(), forked_rng():
             for group in self._groups():
                 moved = group.to(around.engine.device)
                 with around.forward.autocast():

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from runner.config.kinds import PositiveFloat
-from runner.training.checkpoints import rng_state
+from runner.randomness import rng_state
 from runner.training.second_forward import buffers_kept, random_replayed
 from runner.training.wrappers.base import KnownLoss, Surroundings, Wrapper
 from runner.types import Batch, Group
@@ -75,7 +75,7 @@ class TaskSAM(Wrapper):
         rng: list[dict[str, Any]] = []
         losses, plain = self._pass(micro_batches, engine.present, remember=rng)
         sharp = plain
-        whole = losses.isfinite().all() and all(g.isfinite().all() for grads in plain.values() for g in grads)
+        whole = _finite([losses, *(g for grads in plain.values() for g in grads)])
         if whole:  # if not, the engine or the loss scaler says so
             sharp = {k: self._at_the_edge(k, plain[k], micro_batches, rng) for k in engine.present}
         if self._flat_engine is None:
@@ -190,6 +190,11 @@ class TaskSAM(Wrapper):
             scaled = [grad * count for grad in grads[k]]  # the engine divides by the count
             sums[engine.tasks[k]] = KnownLoss.apply((losses[k] * count), scaled, *parameters)
         engine.backward(sums)
+
+
+def _finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether every value is finite; one look at the device, whatever their number."""
+    return bool(torch.stack([x.isfinite().all() for x in tensors]).all())
 
 
 @contextmanager
