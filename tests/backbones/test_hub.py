@@ -276,6 +276,13 @@ def test_tensors_that_changed_on_the_hub_stay_as_they_are_in_the_cache(hub, repo
     assert not torch.equal(first["trunk.embeddings.LayerNorm.bias"], moved["trunk.embeddings.LayerNorm.bias"])
 
 
+def test_a_repository_without_a_model(hub, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "README.md").write_text("nothing yet")
+    hub.model("someone/empty", tmp_path / "empty")
+    refuse("someone/empty", "is not a checkpoint: it has no config.json")
+
+
 def test_ids_and_paths():
     assert ours.may_be_on_hub("a/b") and ours.may_be_on_hub("a/b@refs/pr/1") and ours.may_be_on_hub("gpt2")
     assert not any(map(ours.may_be_on_hub, ("a/b/c", "./a", "/a", "~/a", "a b", "a/b@")))

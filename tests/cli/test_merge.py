@@ -17,6 +17,7 @@ import yaml
 from safetensors.torch import load_file
 
 from runner.cli.main import main
+from runner.cli.merge import work
 from runner.cli.mergekit import overrides_from
 from runner.config.compose import compose
 from runner.config.freeze import finalize_merge
@@ -329,3 +330,13 @@ def test_what_mergekit_files_ask_for_in_vain_is_said_at_once(models, capsys):
         "'wieght' is not known here", "a model: parametres",
     ):  # fmt: skip
         assert words in told
+
+
+@pytest.mark.parametrize(("number", "words"), [(signal.SIGBUS, "an input became shorter"), (signal.SIGKILL, "memory")])
+def test_a_worker_that_dies_without_a_word(capfd, number, words):
+    """Inputs are mapped: who cuts one off while it is read gives the worker a SIGBUS."""
+    code = f"import os, sys; sys.stdin.read(); os.kill(os.getpid(), {int(number)})"
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+    assert work({}, child) == 1
+    told = capfd.readouterr().err
+    assert f"signal {number.name}: {words}" in told and "files that are whole are kept" in told

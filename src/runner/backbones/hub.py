@@ -39,10 +39,7 @@ def local_checkpoint(pretrained: str, key: str = "backbone.pretrained", also: Se
     """
     where = f"{key}={pretrained}"
     path = _directory(pretrained, where, lambda: _weights_from_hub(pretrained, where, also))
-    if not (path / "config.json").is_file():
-        raise UserError(
-            f"{where} is not a checkpoint: it has no config.json", "save_pretrained() of transformers writes one"
-        )
+    _must_be_checkpoint(path, where)
     if missing := _missing_shards(path):
         raise UserError(
             f"{where} is incomplete: {missing[0]} is not there ({len(missing)} files missing in all)",
@@ -59,15 +56,23 @@ def local_checkpoint(pretrained: str, key: str = "backbone.pretrained", also: Se
 def local_config(pretrained: str, key: str = "backbone.pretrained") -> Path:
     """The directory with a checkpoint's config.json, and perhaps nothing else: what it is, before it is downloaded."""
     where = f"{key}={pretrained}"
-    return _directory(
-        pretrained, where, lambda: _cached(pretrained, ["config.json"]) or _from_hub(pretrained, where, ["config.json"])
-    )
+    only = ["config.json"]
+    path = _directory(pretrained, where, lambda: _cached(pretrained, only) or _from_hub(pretrained, where, only))
+    _must_be_checkpoint(path, where)
+    return path
 
 
 def local_tokenizer(checkpoint: str, key: str) -> Path:
     """The directory of a tokenizer's files, which may have no weights beside them; otherwise as `local_checkpoint`."""
     where = f"{key}={checkpoint}"
     return _directory(checkpoint, where, lambda: _tokenizer_from_hub(checkpoint, where))
+
+
+def _must_be_checkpoint(path: Path, where: str) -> None:
+    if not (path / "config.json").is_file():
+        raise UserError(
+            f"{where} is not a checkpoint: it has no config.json", "save_pretrained() of transformers writes one"
+        )
 
 
 def has_weights(path: Path) -> bool:

@@ -107,6 +107,6 @@ def work(config: dict[str, Any], child: subprocess.Popen[bytes] | None) -> int:
         name = signal.Signals(-child.returncode).name
         why = {"SIGBUS": "an input became shorter while it was read", "SIGKILL": "memory may have run out"}.get(name)
         what = f"error: the merge ended without a word (signal {name}{f': {why}' if why else ''})"
-        print(f"{what}\n  the same command goes on where it was", file=sys.stderr)
+        print(f"{what}\n  the same command goes on: files that are whole are kept", file=sys.stderr)
         return EXIT_FAILED
     return child.returncode if child.returncode in (0, 1, 2, EXIT_STOPPED) else EXIT_FAILED

@@ -37,7 +37,11 @@ class RestoredSource(Source):
             record = json.loads((folder / "merge.json").read_text(encoding="utf-8"))
             tasks = record.get("tasks") or {}
         except (OSError, ValueError, AttributeError) as error:
-            raise UserError(f"'{folder}' is no merge that stores tasks: it has no sound merge.json") from error
+            own = "a run keeps them in its checkpoint; merge its experts with `runner merge` to have them in a folder"
+            raise UserError(
+                f"'{folder}' is no merge that stores tasks: it has no sound merge.json",
+                own if (folder / "run.json").is_file() else "",
+            ) from error
         if tasks.get("decoder") not in DECODERS:
             raise UserError(f"'{folder}' stores one model for all tasks", f"use it as it is: {folder}")
         if task not in tasks["experts"]:

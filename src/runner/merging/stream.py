@@ -150,7 +150,7 @@ def unwritten(error: OSError, target: Target) -> RunFailed:
     where = f" ({error.filename})" if error.filename else ""
     return RunFailed(
         f"'{target.out}' cannot be written: {error.strerror or error}{where}",
-        "the same command goes on where it was, once that is mended",
+        "the same command goes on, once that is mended: files that are whole are kept",
     )
 
 

@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
         torch.set_num_threads(1)  # pieces are worked on side by side instead
         return run(config, dry="--dry-run" in argv)
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on where it was", file=sys.stderr)
+        print("\nstopped; the same command goes on: files that are whole are kept", file=sys.stderr)
         return EXIT_STOPPED
     except UserError as error:
         print(error, file=sys.stderr)
