@@ -131,6 +131,19 @@ def test_every_option_trains_there_and_looks_seldom(overrides, tmp_path, monkeyp
     assert looks.total() <= USUAL + LOOKS[overrides[0]], looks
 
 
+@pytest.mark.slow
+def test_teachers_follow_the_student(tmp_path, monkeypatch):
+    from transformers import Dinov2Config, Dinov2Model
+
+    small = Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)
+    Dinov2Model(small).save_pretrained(tmp_path / "dino")
+    looks = waits_of_a_step(
+        tmp_path, monkeypatch, "architecture=sak", "architecture.paths=[dino]", "wrapper=sak_distill",
+        f"wrapper.teachers={{dino: {tmp_path / 'dino'}, dinov2: null, clip: null, sam: null}}",
+    )  # fmt: skip
+    assert looks.total() <= USUAL, looks
+
+
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda o: o.name)
 def test_every_strategy_with_data_merges_there(option):
     config = composed(option)
