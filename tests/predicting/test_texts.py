@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from pyarrow import parquet
 from transformers import AutoTokenizer
 
@@ -21,6 +23,7 @@ from runner.predicting.opened import Opened
 from runner.predicting.request import Request
 from tests.mixtures.made import MULTI_LABEL, TAGGING, classes, write_table
 from tests.predicting.runs import hide_data, predict, result, rows, trained
+from tests.simulated import SIMULATED, simulated
 from tests.support import runner
 
 ANIMALS, THINGS = ("cat", "dog", "emu"), ("mat", "hat", "roof", "sofa")
@@ -193,6 +196,23 @@ def test_files_that_do_not_fit(run, tmp_path, capsys, content, given, words) -> 
     said = capsys.readouterr().err
     assert all(w in said for w in words), said
     assert not (tmp_path / "out").exists()
+
+
+def test_on_another_device_it_says_the_same(run, tmp_path) -> None:
+    request = Request(run=str(run.path), texts=TEXTS, to=str(tmp_path / "a"))
+    opened = Opened.open(run, "best", "cpu")
+    tasks = ["animal", "ner", "topics"]
+    assert answer(opened, tasks, request) == 0
+    with simulated():
+        opened.model.to(SIMULATED)
+        opened.device = torch.device(SIMULATED)
+        assert answer(opened, tasks, replace(request, to=str(tmp_path / "b"))) == 0
+    for there, here in zip(rows(tmp_path / "b"), rows(tmp_path / "a"), strict=True):
+        for column, value in here.items():
+            if column == "animal_probability":
+                assert float(there[column]) == pytest.approx(float(value), abs=1e-5)
+            elif not column.endswith("_probability"):
+                assert there[column] == value
 
 
 def test_the_front_end_answers_without_torch(run, tmp_path) -> None:

@@ -23,8 +23,10 @@ DIR/predictions.csv, one row per input, and print a few answers, or how often ea
   --text TEXT        a text; repeat it for more. --pair TEXT: the second one, for tasks of two
   --file FILE        .csv .tsv .jsonl .json .parquet .txt, with the columns of training; .sdf .xyz
   --to DIR           results replace earlier ones; not needed for --text and for one picture
-  --tasks A,B        these alone    --columns A[,B]  where texts or pictures are in FILE
-  --keep A,B         copy columns of FILE beside the answers    --format csv|jsonl
+  --tasks A,B        these tasks alone
+  --columns A[,B]    where FILE has its texts or pictures, if it is not where training's had them
+  --keep A,B         columns of FILE to copy beside the answers
+  --format csv       or jsonl: one object per line, with lists as lists
   --raw              every class' probability; dense: TASK.npy (classes, metres, probabilities, …)
   --size native      dense: look at every pixel, not at about as many as in training (model)
   --checkpoint best|latest|STEP  --batch-size N  --device auto|cpu|cuda  --data-root DIR

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,5 +67,6 @@ class Opened:
     def autocast(self) -> AbstractContextManager[Any]:
         """Mixed precision as in the run's evaluation; on a CPU, which has no fp16, in full."""
         kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.settings.precision)
-        wanted = kind is not None and not (kind == torch.float16 and self.device.type == "cpu")
-        return torch.autocast(self.device.type, kind or torch.bfloat16, enabled=wanted)
+        if kind is None or (kind == torch.float16 and self.device.type == "cpu"):
+            return nullcontext()
+        return torch.autocast(self.device.type, kind)
