@@ -174,11 +174,13 @@ def _calm(hub_id: str) -> Iterator[None]:
         yield
         return
     log.info("downloading %s from the Hugging Face hub", hub_id)
+    silent = utils.are_progress_bars_disabled()
     utils.disable_progress_bars()
     try:
         yield
     finally:
-        utils.enable_progress_bars()
+        if not silent:
+            utils.enable_progress_bars()
 
 
 def _request(hub_id: str, wanted: Sequence[str]) -> dict[str, Any]:
