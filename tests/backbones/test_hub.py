@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -244,6 +245,17 @@ def test_a_cache_that_cannot_be_written(hub, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file"))
     refuse("someone/bert", "cannot be kept in the hub's cache", "set HF_HOME", kind=RunFailed)
+
+
+def test_a_disk_without_room_for_the_weights(hub, tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        refuse("someone/bert", f"cannot be kept in the hub's cache: File too large in {tmp_path}", kind=RunFailed)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not is_local("someone/bert") and [p for p in blobs(tmp_path) if "incomplete" in p.name] == []
+    Bert(TEXT, size="tiny", pretrained="someone/bert")
 
 
 def test_all_teachers_that_are_not_there_are_named_before_one_is_downloaded(hub):

@@ -174,11 +174,13 @@ def _calm(hub_id: str) -> Iterator[None]:
         yield
         return
     log.info("downloading %s from the Hugging Face hub", hub_id)
+    silent = utils.are_progress_bars_disabled()
     utils.disable_progress_bars()
     try:
         yield
     finally:
-        utils.enable_progress_bars()
+        if not silent:
+            utils.enable_progress_bars()
 
 
 def _request(hub_id: str, wanted: Sequence[str]) -> dict[str, Any]:
@@ -213,14 +215,15 @@ def _explained(error: Exception, hub_id: str, where: str) -> UserError:
             f"{where}: '{name}' has no revision '{revision}' on the Hugging Face hub",
             f"its branches and tags stand at {constants.ENDPOINT}/{name}/tree/main",
         )
-    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
+        place = f": {error.filename}" if error.filename else f" in {constants.HF_HUB_CACHE}"
         return RunFailed(
-            f"{where} cannot be kept in the hub's cache: {error.strerror}: {error.filename}",
+            f"{where} cannot be kept in the hub's cache: {error.strerror}{place}",
             "make room, or set HF_HOME to a folder elsewhere",
         )
     command = f"hf download {name}" + (f" --revision {revision}" if revision else "") + " --local-dir DIR"
     away = f"where there is network, run `{command}`, then set {key}=DIR; or {key}=null"
-    if isinstance(error, OSError):  # also what the library makes of a connection that is refused
+    if isinstance(error, errors.HfHubHTTPError | errors.LocalEntryNotFoundError | ConnectionError):
         why = "the hub may not be asked (HF_HUB_OFFLINE)" if hub_is_off() else "the Hugging Face hub cannot be reached"
         return UserError(f"{where}: not in the local cache, and {why}{_answer(error)}", away)
     return RunFailed(
@@ -229,7 +232,7 @@ def _explained(error: Exception, hub_id: str, where: str) -> UserError:
     )
 
 
-def _answer(error: OSError) -> str:
+def _answer(error: Exception) -> str:
     """What the hub said, if it answered at all."""
     cause = error.__cause__ or error
     response = getattr(cause, "response", None)

@@ -76,6 +76,6 @@ def _from_hub(name: str, target: Path) -> None:
     try:
         snapshot_download(name, repo_type="dataset", local_dir=target, allow_patterns=["*.parquet"])
     except Exception as error:  # of several libraries: no network, gated, not found
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        what = f"'{name}' cannot be downloaded from the Hugging Face hub: {first}"
+        said = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        what = f"'{name}' cannot be downloaded from the Hugging Face hub: {' '.join(said[:2])}"  # status, and meaning
         raise RunFailed(what, "check the network (and HF_HUB_OFFLINE); the same command goes on") from error
