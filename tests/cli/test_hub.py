@@ -124,8 +124,8 @@ def test_data_of_the_hub(hub, tmp_path):
     place = f"data_root={tmp_path}"
     nyu = ["mixture=nyuv2_hub", "mixture.validation=2", "backbone=resnet", place]
     glue = ["mixture=glue8", "tasks=[cola,rte]", "backbone=bert", f"mixture.tokenizer={tmp_path / 'words'}", place]
-    glue += [f"mixture.sources.{name}.path=null" for name in ("cola", "rte")]
-    digits = ["mixture=images", "tasks=[mnist]", "mixture.sources.mnist.path=null", "backbone=lenet", place]
+    glue += ["mixture.hub=true"]
+    digits = ["mixture=images", "tasks=[mnist]", "mixture.hub=true", "backbone=lenet", place]
     online = hub.environment(tmp_path / "home")
     gated = [*digits, "mixture.sources.mnist.hub=someone/gated"]
     moved = [*digits, "+mixture.sources.mnist.revision=v9"]

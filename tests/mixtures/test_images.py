@@ -272,7 +272,10 @@ def test_missing_data_says_where_how_and_what_needs_none(two, tmp_path, monkeypa
     assert len(found) == 2
     text = "\n".join(map(str, found))
     assert str(tmp_path / "elsewhere" / "a") in text
-    assert "mixture.sources.a.path=null reads 'someone/a'" in text
+    assert "mixture.hub=true reads 'someone/a'" in text
+    asked = images(tmp_path / "elsewhere", sources, tasks, hub=True)
+    (other,) = asked.check()  # the hub is asked in setup
+    assert asked.sources["a"].path is None and asked.sources["b"].path == "b" and "data set 'b'" in str(other)
     assert "mixture=rooms needs no files" in text
 
 

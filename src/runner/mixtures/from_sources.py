@@ -21,7 +21,7 @@ from runner.mixtures.labels import (
     read_tags,
 )
 from runner.mixtures.rows import Opened, Rows, open_source
-from runner.mixtures.sources import SPLITS, Source, carve_splits, check_splits, local_files, parse_sources
+from runner.mixtures.sources import SPLITS, Source, carve_splits, check_splits, local_files, on_hub, parse_sources
 
 
 class FromSources(Mixture):
@@ -32,6 +32,7 @@ class FromSources(Mixture):
         sources: data set → its `source_kind`, as a mapping.
         validation, test: carved from train where a source has no such split: a share or a number.
         split_seed: decides which examples are carved.
+        hub: data sets that are not below data_root are read from the Hugging Face hub, where they name an id.
     """
 
     source_kind: ClassVar[type[Source]] = Source
@@ -45,9 +46,12 @@ class FromSources(Mixture):
         validation: float | int,
         test: float | int | None,
         split_seed: int,
+        hub: bool,
     ) -> None:
         super().__init__(data_root, tasks=tasks)
         self.sources, self._problems = parse_sources(self.source_kind, sources)
+        if hub:
+            self.sources = {name: on_hub(source, data_root) for name, source in self.sources.items()}
         self._shares: dict[Split, float | int | None] = {"validation": validation, "test": test}
         self._split_seed = split_seed
         self._opened: dict[str, Opened] = {}

@@ -47,7 +47,7 @@ class Images(FromSources):
         crop_padding: training images are shifted by up to so many pixels, their border repeated (He et al. 2016 with
             zeros and 4 pixels for CIFAR); 0 for none.
         cache_mb: decoded images kept per process, in all.
-        validation, test, split_seed: see `FromSources`.
+        validation, test, split_seed, hub: see `FromSources`.
     """
 
     input_kind = "image"
@@ -66,9 +66,10 @@ class Images(FromSources):
         validation: NonNegativeFloat = 0.1,
         test: NonNegativeFloat | None = None,
         split_seed: NonNegativeInt = 0,
+        hub: bool = False,
     ) -> None:
         super().__init__(
-            data_root, tasks=tasks, sources=sources, validation=validation, test=test, split_seed=split_seed
+            data_root, tasks=tasks, sources=sources, validation=validation, test=test, split_seed=split_seed, hub=hub
         )
         if len(size) != 2 or min(size) < 1:
             self._problems.append(Problem(f"'mixture.size' must be [height, width] in pixels, not {size}"))

@@ -42,7 +42,7 @@ class MultiMNIST(FromSources):
         sources: one data set of single digits, whose labels are those of both tasks.
         size: (H, W) of the images.
         pair_seed: decides which digits share an image; not the run's seed.
-        validation, test, split_seed: see `FromSources`.
+        validation, test, split_seed, hub: see `FromSources`.
     """
 
     input_kind = "image"
@@ -67,9 +67,10 @@ class MultiMNIST(FromSources):
         validation: NonNegativeFloat = 0.1,
         test: NonNegativeFloat | None = None,
         split_seed: NonNegativeInt = 0,
+        hub: bool = False,
     ) -> None:
         super().__init__(
-            data_root, tasks=tasks, sources=sources, validation=validation, test=test, split_seed=split_seed
+            data_root, tasks=tasks, sources=sources, validation=validation, test=test, split_seed=split_seed, hub=hub
         )
         self.size, self.pair_seed = tuple(size), pair_seed
         if len(size) != 2 or min(size) < 1:

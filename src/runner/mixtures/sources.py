@@ -13,7 +13,7 @@ Local sources never touch the network. Nothing here opens a file; `runner.mixtur
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,8 +36,8 @@ class Source:
 
     Attributes:
         labels: task → where its labels stand: a column name, or a mapping, see `runner.mixtures.labels`.
-        path: a folder or file. Takes precedence over `hub`: set path=null to read from the hub.
-        hub: id of a data set on the Hugging Face hub; also named when `path` is not there.
+        path: a folder or file. Takes precedence over `hub`, which path=null reads in any case.
+        hub: id of a data set on the Hugging Face hub, read with `mixture.hub=true` where `path` is not there.
         subset, revision: of the hub's data set ("configuration name", commit or tag).
         files: split → file or list of files, relative to `path`, with wildcards; for names that are not the split's.
         splits: split → its name in the source, null for "has none"; those left out keep their own name, unless
@@ -112,6 +112,12 @@ def parse_sources(kind: type[S], configs: Mapping[str, Any]) -> tuple[dict[str, 
     return sources, problems
 
 
+def on_hub(source: S, data_root: str) -> S:
+    """The source as it is, or without its path where nothing is there and the hub has it."""
+    gone = source.path is not None and source.hub is not None and locate(source.path, data_root) is None
+    return replace(source, path=None, files=None) if gone else source
+
+
 def local_files(source: Source, name: str, data_root: str) -> dict[str, list[Path]]:
     """Source split → its files, or its folder of one folder per class; "train" where nothing names splits.
 
@@ -121,7 +127,7 @@ def local_files(source: Source, name: str, data_root: str) -> dict[str, list[Pat
     path = str(source.path)
     root = locate(path, data_root)
     if root is None:
-        hub = f"mixture.sources.{name}.path=null reads '{source.hub}' from the Hugging Face hub" if source.hub else ""
+        hub = f"mixture.hub=true reads '{source.hub}' from the Hugging Face hub" if source.hub else ""
         get = f"put train.parquet and test.parquet there, or set mixture.sources.{name}.path"
         raise UserError(missing(f"data set '{name}'", path, data_root, hub or get, see="runner ls mixture"))
     if root.is_file():

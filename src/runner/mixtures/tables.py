@@ -54,7 +54,7 @@ class Table(FromSources):
         unknown: texts that mean "missing" in categorical columns, such as "?".
         label_noise: task → share of its training rows whose labels are shuffled among them: noise that keeps how
             frequent each label is. `split_seed` decides which.
-        validation, test, split_seed: see `FromSources`.
+        validation, test, split_seed, hub: see `FromSources`.
     """
 
     input_kind = "table"
@@ -73,9 +73,10 @@ class Table(FromSources):
         validation: NonNegativeFloat = 0.1,
         test: NonNegativeFloat | None = None,
         split_seed: NonNegativeInt = 0,
+        hub: bool = False,
     ) -> None:
         super().__init__(
-            data_root, tasks=tasks, sources=sources, validation=validation, test=test, split_seed=split_seed
+            data_root, tasks=tasks, sources=sources, validation=validation, test=test, split_seed=split_seed, hub=hub
         )
         self.numeric, self.categorical = list(numeric), list(categorical)
         self.log, self.unknown = set(log or []), set(unknown or [])

@@ -54,7 +54,7 @@ class Texts(FromSources):
         max_length: texts are cut after so many tokens.
         tokenizer: local folder or hub id; None takes that of the backbone's checkpoint, or trains a vocabulary.
         vocab_size, lowercase: of a trained vocabulary, see `WordPiece`.
-        validation, test, split_seed: see `FromSources`.
+        validation, test, split_seed, hub: see `FromSources`.
     """
 
     input_kind = "text"
@@ -73,9 +73,10 @@ class Texts(FromSources):
         validation: NonNegativeFloat = 0.1,
         test: NonNegativeFloat | None = None,
         split_seed: NonNegativeInt = 0,
+        hub: bool = False,
     ) -> None:
         super().__init__(
-            data_root, tasks=tasks, sources=sources, validation=validation, test=test, split_seed=split_seed
+            data_root, tasks=tasks, sources=sources, validation=validation, test=test, split_seed=split_seed, hub=hub
         )
         for name, source in self.sources.items():
             if len(source.columns) not in (1, 2):
