@@ -270,7 +270,7 @@ def test_a_folder_that_is_no_export(tmp_path):
         exporting.load(tmp_path)
 
 
-@pytest.mark.parametrize("levels", ["all", "some"])
+@pytest.mark.parametrize("levels", [pytest.param("all", marks=pytest.mark.slow), "some"])
 def test_an_hrnet_comes_back_whatever_of_it_was_read(levels, tmp_path):
     """From a checkpoint whose size the configuration leaves open, by a decoder that reads all levels or three."""
     HRNetTrunk("w18_small").save_pretrained(tmp_path / "start")

@@ -173,6 +173,7 @@ def same_bits(a: Path, b: Path) -> None:
     assert results[0]["tasks"] == results[1]["tasks"]
 
 
+@pytest.mark.slow
 def test_kill_minus_nine_of_the_front_end_stops_the_worker_and_the_run_goes_on(finished, tmp_path):
     run = tmp_path / "run"
     command = [sys.executable, "-m", "runner", "train", *TINY, *STEPS, "name=tiny", f"run_dir={run}"]
@@ -200,6 +201,7 @@ def test_a_damaged_newest_checkpoint_falls_back(finished, tmp_path):
     same_bits(finished, copy)
 
 
+@pytest.mark.slow
 def test_two_workers_never_share_a_directory(finished, tmp_path):
     """The lock: a second worker waits for the first, then finds the work done."""
     run = tmp_path / "run"

@@ -12,6 +12,7 @@ from tests.tasks.cases import NAMES, batch, join, make, measured
 from tests.tasks.worker import run, seeds
 
 
+@pytest.mark.slow
 def test_processes(tmp_path: Path) -> None:
     """Uneven batches, of which one process has none at all."""
     world = 3

@@ -69,6 +69,7 @@ def test_clipping_bounds_the_step(tmp_path):
     assert squares**0.5 == pytest.approx(0.001, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_bf16_trains_close_to_fp32(tmp_path):
     # Accelerate keeps its precision for the life of a process.
     low = train_in_a_process(tmp_path / "low", *TINY, "trainer.max_steps=4", "trainer.precision=bf16")

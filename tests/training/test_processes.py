@@ -62,12 +62,14 @@ def test_micro_batches_of_other_methods_equal_one_batch(single, tmp_path, weight
     assert_same(single(weighting), many)
 
 
-@pytest.mark.parametrize("weighting", [pytest.param("equal", marks=pytest.mark.slow), "pcgrad"])
+@pytest.mark.slow
+@pytest.mark.parametrize("weighting", ["equal", "pcgrad"])
 def test_micro_batches_equal_one_batch(single, tmp_path, weighting):
     many = train(tmp_path, *EXACT, f"weighting={weighting}", "name=many", "trainer.accumulation=4")
     assert_same(single(weighting), many)
 
 
+@pytest.mark.slow
 def test_training_moves_far_more_than_the_tolerance(single):
     """Otherwise the tests above could not fail."""
     run = single("equal")
