@@ -56,6 +56,12 @@ class RunFailed(UserError):
     exit_code = EXIT_FAILED
 
 
+def first_line(error: BaseException, otherwise: str | None = None) -> str:
+    """The first line of what an error of a library says; `otherwise`, or the error's type, where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__ if otherwise is None else otherwise
+
+
 def crashed(error: Exception) -> int:
     """What a process that works for the front end says of an error that nobody foresaw; its exit code.
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from runner.errors import RunFailed, UserError
+from runner.errors import RunFailed, UserError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -227,7 +227,7 @@ def _explained(error: Exception, hub_id: str, where: str) -> UserError:
         why = "the hub may not be asked (HF_HUB_OFFLINE)" if hub_is_off() else "the Hugging Face hub cannot be reached"
         return UserError(f"{where}: not in the local cache, and {why}{_answer(error)}", away)
     return RunFailed(
-        f"{where}: the download broke off: {type(error).__name__}: {_first_line(error)}",
+        f"{where}: the download broke off: {type(error).__name__}: {first_line(error, 'no message')}",
         "run the same command again: files that arrived whole are kept",
     )
 
@@ -237,10 +237,6 @@ def _answer(error: Exception) -> str:
     cause = error.__cause__ or error
     response = getattr(cause, "response", None)
     return f" (it answers {response.status_code} {response.reason_phrase})" if response is not None else ""
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0]
 
 
 def _missing_shards(path: Path) -> list[str]:

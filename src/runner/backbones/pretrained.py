@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 from transformers.utils import logging as hf_logging
 
 from runner.backbones.hub import is_safe, local_checkpoint, local_config
-from runner.errors import Problem, UserError, suggest
+from runner.errors import Problem, UserError, first_line, suggest
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,9 @@ def read_config(directory: Path, pretrained: str, family: str) -> PretrainedConf
     try:
         return AutoConfig.from_pretrained(directory, trust_remote_code=False)
     except Exception as error:  # values that its class refuses, in whatever way
-        raise UserError(f"backbone.pretrained={pretrained}: config.json does not hold: {_first_line(error)}") from error
+        raise UserError(
+            f"backbone.pretrained={pretrained}: config.json does not hold: {first_line(error, 'no message')}"
+        ) from error
 
 
 def check_size(config: PretrainedConfig, presets: Presets, size: str | int | None, pretrained: str) -> None:
@@ -139,9 +141,8 @@ def load_weights(
                 **arguments,
             )
     except Exception as error:  # whatever a damaged file makes transformers or safetensors raise
-        raise UserError(
-            f"backbone.pretrained={pretrained} cannot be loaded: {type(error).__name__}: {_first_line(error)}"
-        ) from error
+        why = first_line(error, "no message")
+        raise UserError(f"backbone.pretrained={pretrained} cannot be loaded: {type(error).__name__}: {why}") from error
     problems = []
     if mismatched := sorted(report["mismatched_keys"]):
         name, have, want = mismatched[0]
@@ -185,10 +186,6 @@ def quiet() -> Iterator[None]:
 
 def _some(names: Sequence[str], limit: int = 4) -> str:
     return ", ".join(names[:limit]) + (f", … ({len(names)} in all)" if len(names) > limit else "")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0]
 
 
 def checked_drop_path(drop_path: float | None) -> float | None:

@@ -16,7 +16,7 @@ from runner.backbones.hub import PREPROCESSOR, is_safe, local_checkpoint
 from runner.backbones.image import IMAGENET_MEAN, IMAGENET_STD
 from runner.backbones.pretrained import quiet
 from runner.backbones.swin import Shift
-from runner.errors import UserError
+from runner.errors import UserError, first_line
 
 CELL = 16
 """Input pixels per side that a patch of a plain transformer is made to cover, whatever its own patch size."""
@@ -53,8 +53,7 @@ class Teacher(nn.Module):
                     output_loading_info=True,
                 )
         except Exception as error:  # whatever a damaged or unknown checkpoint makes transformers raise
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{key}={pretrained} cannot be loaded by transformers: {reason}") from error
+            raise UserError(f"{key}={pretrained} cannot be loaded by transformers: {first_line(error)}") from error
         parts = (getattr(whole, name, None) for name in ("vision_model", "vision_encoder", "vision_tower"))
         self.model: Any = next((part for part in parts if part is not None), whole)
         inside = {name for name, part in whole.named_modules() if part is self.model}.pop()

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from runner.errors import Problem, UserError
+from runner.errors import Problem, UserError, first_line
 from runner.files import write_json
 
 log = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ def read_tensors(directory: Path, pretrained: str) -> dict[str, Tensor]:
     try:
         return _read(directory)
     except (OSError, ValueError, KeyError, RuntimeError, UnpicklingError, safetensors.SafetensorError) as error:
-        first = (str(error).strip().splitlines() or ["no message"])[0]
+        first = first_line(error, "no message")
         raise UserError(
             f"backbone.pretrained={pretrained} cannot be loaded: {type(error).__name__}: {first}"
         ) from error

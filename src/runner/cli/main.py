@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from runner.errors import EXIT_DONE, EXIT_FAILED, Problem, UserError, suggest
+from runner.errors import EXIT_DONE, EXIT_FAILED, Problem, UserError, first_line, suggest
 
 VERBS: dict[str, tuple[str, str]] = {
     "train": ("train", "train one configuration, or many with -m"),
@@ -142,8 +142,7 @@ def _unexpected(error: Exception) -> None:
     import traceback
 
     trace = "".join(traceback.format_exception(error))
-    first = (str(error).strip().splitlines() or [""])[0]
-    what = f"unexpected {type(error).__name__}: {first}"
+    what = f"unexpected {type(error).__name__}: {first_line(error, '')}"
     try:
         with tempfile.NamedTemporaryFile("w", prefix="runner-error-", suffix=".txt", delete=False) as file:
             file.write(trace)

@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 from runner.config import paths
-from runner.config.explain import check_file, explain, near, one_line, value_above
+from runner.config.explain import check_file, explain, near, value_above
 from runner.config.overrides import (
     extra_folders,
     first_value,
@@ -39,7 +39,7 @@ from runner.config.overrides import (
     sweep_values,
 )
 from runner.config.remembered import remember_files
-from runner.errors import Problem, UserError, suggest
+from runner.errors import Problem, UserError, first_line, suggest
 
 ADDED = ("experiment", "sweep")
 """Groups that `train.yaml` does not name: `experiment=x` means `+experiment=x`."""
@@ -281,7 +281,7 @@ def _apply(line: str, cfg: DictConfig, problems: list[Problem]) -> str:
         elif override.is_add() and cause is None:
             problems.append(Problem(f"'{key}' exists already", f"leave out the +: '{line.lstrip('+')}'"))
         else:
-            problems.append(Problem(f"cannot set '{line}': {one_line(cause or error)}", near(key, cfg)))
+            problems.append(Problem(f"cannot set '{line}': {first_line(cause or error)}", near(key, cfg)))
     return ""
 
 

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.config import paths
-from runner.errors import Problem, UserError, suggest
+from runner.errors import Problem, UserError, first_line, suggest
 
 
 def check_file(group: str, option: object, folders: Sequence[Path]) -> None:
@@ -63,11 +63,6 @@ def near(key: str, cfg: DictConfig) -> str:
     return suggest(leaf, [str(k) for k in node if k != "hydra"], limit=24)
 
 
-def one_line(error: BaseException) -> str:
-    """The first line of an error, its type where it says nothing."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
 def explain(error: BaseException, folders: Sequence[Path], line: str = "", cfg: DictConfig | None = None) -> Problem:
     """A composition error of Hydra in our words."""
     inside = f" (in {line})" if line else ""
@@ -81,13 +76,13 @@ def explain(error: BaseException, folders: Sequence[Path], line: str = "", cfg: 
         what = f"unknown option '{name}' in group '{group}'{inside}"
         return Problem(what, suggest(name, names), "" if group.startswith("hydra/") else f"runner ls {group}")
     text = [part.strip() for part in str(error).splitlines() if part.strip()]
-    first = text[0] if text else one_line(error.__cause__ or error)
+    first = text[0] if text else first_line(error.__cause__ or error)
     if first.startswith("Could not override") and line and cfg is not None:
         return _misplaced(line, cfg)
     if "appears more than once" in first and line.startswith("+experiment="):
         return Problem(f"a second experiment is chosen{inside}", "one at a time; several jobs: -m +experiment=a,b")
     if isinstance(error.__cause__, OmegaConfBaseException):
-        first = f"{first}: {one_line(error.__cause__)}" if first != one_line(error.__cause__) else first
+        first = f"{first}: {first_line(error.__cause__)}" if first != first_line(error.__cause__) else first
     if type(error).__module__.startswith("yaml"):
         return Problem(f"a YAML file cannot be read{inside}: {' '.join(text)}", "check its indentation and quotes")
     hint = text[1] if len(text) > 1 and "HYDRA" not in text[1] else ""

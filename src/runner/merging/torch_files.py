@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runner.errors import UserError
+from runner.errors import UserError, first_line
 from runner.merging.sources import Source, TensorInfo, shared_names
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
@@ -57,8 +57,7 @@ def load(path: Path) -> Any:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # whatever a damaged or hostile file makes the unpickler raise
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path} is damaged or holds more than tensors: {first[:120]}", hint) from error
+        raise UserError(f"{path} is damaged or holds more than tensors: {first_line(error)[:120]}", hint) from error
 
 
 def state_dict_in(content: Any, path: Path) -> dict[str, Tensor]:

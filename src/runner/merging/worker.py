@@ -17,7 +17,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from runner.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, UserError
+from runner.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, UserError, first_line
 
 
 def main(argv: list[str]) -> int:
@@ -47,8 +47,10 @@ def main(argv: list[str]) -> int:
         if os.environ.get("RUNNER_DEBUG") == "1":
             traceback.print_exc()
         else:
-            first = (str(error).strip().splitlines() or [""])[0]
-            print(f"error: {type(error).__name__}: {first}\n  RUNNER_DEBUG=1 shows the traceback", file=sys.stderr)
+            print(
+                f"error: {type(error).__name__}: {first_line(error, '')}\n  RUNNER_DEBUG=1 shows the traceback",
+                file=sys.stderr,
+            )
         return EXIT_FAILED
 
 

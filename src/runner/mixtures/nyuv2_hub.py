@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from runner.config.kinds import Fraction, PositiveInt
-from runner.errors import Problem, UserError
+from runner.errors import Problem, UserError, first_line
 from runner.mixtures import archive, hub_data, packed
 from runner.mixtures.base import Annotation, check_tasks
 from runner.mixtures.dense import Record, Source
@@ -156,9 +156,8 @@ class NYUv2Hub(DenseArchive):
             if self.hub:
                 return hub_data.load(self.hub, split=listed)
         except Exception as error:  # of several libraries: not found, offline, a file that is cut short
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             where = next(iter(files.values()))[0].parent if files else f"'{self.hub}' on the hub"
-            what = f"{self.what} cannot be read from {where}: {first}"
+            what = f"{self.what} cannot be read from {where}: {first_line(error)}"
             raise UserError(what, "check the network, or download the files again", "runner data list") from error
         raise UserError(self.check())
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runner.errors import UserError, suggest
+from runner.errors import UserError, first_line, suggest
 from runner.mixtures import hub_data
 from runner.mixtures.sources import IMAGES, Source, check_splits, local_files
 
@@ -275,9 +275,8 @@ def _from_hub(source: Source, name: str) -> dict[str, Rows]:
     try:
         loaded = hub_data.load(str(source.hub), source.subset, revision=source.revision)
     except Exception as error:  # of several libraries: not found, offline, gated, unknown subset, a loading script
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"data set '{name}': '{source.hub}' cannot be read from the Hugging Face hub: {first}",
+            f"data set '{name}': '{source.hub}' cannot be read from the Hugging Face hub: {first_line(error)}",
             f"check the id and the network, or set mixture.sources.{name}.path to a local copy",
         ) from error
     return {split: Rows(name, split, part.data.table, None, part) for split, part in loaded.items()}

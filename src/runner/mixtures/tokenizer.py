@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner.errors import UserError
+from runner.errors import UserError, first_line
 
 PAD_MULTIPLE = 8
 """Texts are padded to a multiple of this: tensor cores like it, and fewer shapes means fewer recompilations."""
@@ -186,7 +186,7 @@ class Pretrained(TextTokenizer):
             )
         except Exception as error:  # of several libraries: no such file, a damaged one, unknown kind
             raise UserError(
-                f"the tokenizer of '{checkpoint}' cannot be loaded: {str(error).strip().splitlines()[0]}",
+                f"the tokenizer of '{checkpoint}' cannot be loaded: {first_line(error)}",
                 _WHERE,
             ) from error
         if len(self._tokenizer) <= len(self._tokenizer.all_special_ids):  # the library makes up an empty one

@@ -24,14 +24,13 @@ class Opened:
 
     Attributes:
         parts: mixture, inputs and tasks. model: what evaluation would run, on its device and in evaluation mode.
-        settings: of the trainer. kept: inputs.json of the run, None where there is none.
+        settings: of the trainer.
     """
 
     parts: Parts
     model: nn.Module
     device: torch.device
     settings: TrainerConfig
-    kept: dict[str, Any] | None
 
     @classmethod
     def open(cls, run: RunDirectory, checkpoint: str, device: str, data_root: str | None = None) -> Opened:
@@ -62,7 +61,7 @@ class Opened:
             task: Any = parts.tasks.get(name)
             if config["mixture"]["tasks"].get(name, {}).get("class_names") is None and task is not None:
                 task.class_names = list(names)
-        return cls(parts, model.eval(), place, TrainerConfig(**config["trainer"]), kept)
+        return cls(parts, model.eval(), place, TrainerConfig(**config["trainer"]))
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Mixed precision as in the run's evaluation; on a CPU, which has no fp16, in full."""

@@ -8,9 +8,13 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from runner.errors import EXIT_DONE, EXIT_FAILED, UserError, crashed
 from runner.predicting.request import Request
+
+if TYPE_CHECKING:
+    from runner.predicting.opened import Opened
 
 EXIT_INTERRUPTED = 130
 
@@ -40,14 +44,13 @@ def main(request: Request) -> int:
         return crashed(error)
 
 
-def _colour(opened: object, tasks: list[str], request: Request) -> int:
+def _colour(opened: Opened, tasks: list[str], request: Request) -> int:
     """The pictures of dense tasks."""
     from runner.predicting.images import pictures
-    from runner.predicting.opened import Opened
     from runner.predicting.pictures import folders, read, write
     from runner.predicting.predictor import Predictor
 
-    assert isinstance(opened, Opened) and request.folder is not None
+    assert request.folder is not None, "the front end has asked for --to"
     predictor = Predictor.of(opened, tasks)
     given = Path(str(request.image)).expanduser()
     paths = pictures(given)

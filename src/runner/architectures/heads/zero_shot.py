@@ -13,7 +13,7 @@ from torch import Tensor
 
 from runner.architectures.heads.base import Head
 from runner.config.kinds import PositiveFloat
-from runner.errors import UserError
+from runner.errors import UserError, first_line
 from runner.specs import FeatureSpec
 from runner.types import Features
 
@@ -103,7 +103,7 @@ def text_embeddings(checkpoint: str, classes: Sequence[str], templates: Sequence
                 output_loading_info=True,
             )
     except Exception as error:  # whatever a damaged or foreign checkpoint makes transformers raise
-        raise UserError(f"{where} cannot be loaded as CLIP: {_first(error)}") from error
+        raise UserError(f"{where} cannot be loaded as CLIP: {first_line(error, 'no message')}") from error
     if report["missing_keys"]:
         raise UserError(
             f"{where} has no text tower: {len(report['missing_keys'])} of its tensors are missing",
@@ -112,7 +112,9 @@ def text_embeddings(checkpoint: str, classes: Sequence[str], templates: Sequence
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False, local_files_only=True)
     except Exception as error:  # of several libraries: no such file, a damaged one
-        raise UserError(f"{where} has no tokenizer: {_first(error)}", "save it beside the weights") from error
+        raise UserError(
+            f"{where} has no tokenizer: {first_line(error, 'no message')}", "save it beside the weights"
+        ) from error
     texts = [template.replace("{}", c) for c in classes for template in templates]
     limit = tower.config.max_position_embeddings
     with torch.inference_mode():
@@ -140,7 +142,3 @@ def learned_scale(directory: Path) -> float:
         if "logit_scale" in held:
             return float(held["logit_scale"].float().exp())
     return 100.0
-
-
-def _first(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0]
